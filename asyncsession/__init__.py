@@ -1,0 +1,33 @@
+"""Async sessions in Redis with optimistic concurrency."""
+
+from asyncsession import merge
+from asyncsession.draft import Commit
+from asyncsession.errors import (
+    CommitOutcomeUnknown,
+    ConfigurationError,
+    InvalidSessionData,
+    InvalidSessionValue,
+    SessionConflict,
+    SessionError,
+    SessionGone,
+    SessionTooLarge,
+    StoreUnavailable,
+)
+from asyncsession.manager import SessionManager
+from asyncsession.session import Session
+
+__all__ = [
+    "Commit",
+    "CommitOutcomeUnknown",
+    "ConfigurationError",
+    "InvalidSessionData",
+    "InvalidSessionValue",
+    "Session",
+    "SessionConflict",
+    "SessionError",
+    "SessionGone",
+    "SessionManager",
+    "SessionTooLarge",
+    "StoreUnavailable",
+    "merge",
+]

@@ -1,0 +1,101 @@
+"""The commit machine: what to send to get one session's changes into its log, exactly once.
+
+It does no I/O. It yields calls and is sent replies (`asyncsession.protocol`), so the same rules
+serve an event loop and a blocking client.
+
+Why it is exactly once. A commit keeps its random id through all retries, and the script does
+nothing for an id that is in the log. Ids leave the log only by being folded into a snapshot, and
+are then remembered for `RETRY_HORIZON`. A copy of the request that the server sees later than
+`COMMIT_WINDOW` after it was first sent is refused, so it cannot outlive the memory of its id.
+
+Why a refused commit is definite although a lost copy of it may still be under way: a conflict on
+guarded keys stays one for that base for ever, and a session that is gone stays gone. Where the
+refusal could pass (too large, not available) the outcome is unknown and said to be.
+"""
+
+from __future__ import annotations
+
+from asyncsession.blob import FORMAT, Log
+from asyncsession.draft import Commit, Draft, Rerun
+from asyncsession.errors import SessionConflict
+from asyncsession.machine import Budget, Reply, Settings, send
+from asyncsession.protocol import Code, Machine
+from asyncsession.session import PRINCIPAL, Session
+
+__all__ = ["commit"]
+
+_MAX_ATTEMPTS = (
+    100  # conflicts in a row; at that point somebody holds the deadline open for nothing
+)
+
+
+def commit(settings: Settings, budget: Budget, session: Session, *, successor: str | None = None,
+           serial: bool = False) -> Machine[Commit | Rerun]:  # fmt: skip
+    """Commit what has changed in a session.
+
+    Args:
+        settings: the manager's.
+        budget: the time for it.
+        session: settled on the merged state afterwards; unchanged where this raises.
+        successor: handle of the key to move the session to, for a rotation.
+        serial: guard every key that was read or written, and return `Rerun` on a conflict.
+
+    Raises:
+        SessionConflict, SessionGone, SessionTooLarge, StoreUnavailable, InvalidSessionValue,
+        InvalidSessionData: definite; nothing was written.
+        CommitOutcomeUnknown: no answer came.
+    """
+    draft = Draft(settings, session, successor, serial)
+    if settings.clock.now() is None:
+        yield from _peek(settings, budget, draft.handle)
+    draft.stamp()
+    while draft.changes or draft.successor:
+        draft.attempts += 1
+        session.was_sent = True
+        reply = yield from send(settings, budget, "commit", draft.keys(), *draft.arguments())
+        match reply.code:
+            case Code.OK | Code.APPLIED:
+                return draft.finish(reply)
+            case Code.CONFLICT:
+                draft.rebase(draft.theirs(reply))
+                if serial:
+                    return Rerun(draft.base_log())
+                pause = budget.pause() if draft.attempts < _MAX_ATTEMPTS else None
+                if pause is None:
+                    raise SessionConflict("others kept changing the session", draft.guarded())
+                yield pause
+            case Code.MOVED:
+                yield from _follow(settings, budget, draft, reply)
+            case Code.TOO_LARGE if not draft.reloaded:
+                draft.reloaded = True
+                found = yield from _peek(settings, budget, draft.handle)
+                if found.code is Code.OK:  # else the next attempt says what has become of it
+                    draft.rebase(Log.parse(found.data))
+            case Code.LATE if not budget.unsure and draft.attempts < _MAX_ATTEMPTS:
+                draft.stamp()  # the server's clock has moved; this copy was not done, so begin anew
+            case _:
+                raise draft.failure(reply, budget)
+    return draft.finish(None)
+
+
+def _follow(settings: Settings, budget: Budget, draft: Draft, reply: Reply) -> Machine[None]:
+    """Turn to the session that was rotated while this request was under way.
+
+    Plain changes land in the successor. Its id belongs to whoever rotated it, and that need not be
+    the client of this request (session fixation), so: this session stops showing what others do,
+    a second rotation is none, and a change of principal is refused unless the successor has the
+    very same one.
+    """
+    privileged = draft.successor is not None or PRINCIPAL in draft.changes
+    draft.move(reply)
+    if not privileged:
+        return
+    while (reply := (yield from _peek(settings, budget, draft.handle))).code is Code.MOVED:
+        draft.move(reply)
+    if reply.code is not Code.OK:
+        raise draft.failure(reply, budget)
+    draft.yield_privilege(Log.parse(reply.data))
+
+
+def _peek(settings: Settings, budget: Budget, handle: str) -> Machine[Reply]:
+    return (yield from send(settings, budget, "load", (settings.key(handle),), FORMAT, 0, 0))

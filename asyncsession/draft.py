@@ -1,0 +1,303 @@
+"""One commit in the making: its frame, how it meets what others did, and what is there after it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from asyncsession.blob import Kind, Log, encode_frame, head, key_tag, read_frames
+from asyncsession.delta import Op, Review, encode, review
+from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone, SessionTooLarge
+from asyncsession.machine import COMMIT_WINDOW, RETRY_HORIZON, Budget, Reply, Settings, give_up
+from asyncsession.merge import Refused
+from asyncsession.operations import MISSING, same
+from asyncsession.protocol import Code
+from asyncsession.session import PRINCIPAL, Change, Session
+from asyncsession.values import pack_value
+
+__all__ = ["Commit", "Draft", "Rerun"]
+
+ROTATION_GRACE = 120.0
+"""Seconds for which commits of requests that loaded before a rotation find the successor: longer
+than web servers and proxies let a request run by default (nginx 60, gunicorn 30)."""
+
+_MAX_HOPS = 16  # rotations one commit follows
+_HEADER_BYTES = 34
+_HEADROOM = 4  # the log may be this many times `max_bytes` until a commit folds it
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What became of a `save`.
+
+    Attributes:
+        version: commits the session has seen, this one included.
+        attempts: times the commit script was answered; 0 if there was nothing to save.
+        merged: keys that others had changed as well, and whose changes were joined.
+        overwritten: keys where one of two concurrent values had to go, and theirs went.
+        dropped: keys where ours went, by policy, or since what it was a change of has gone.
+    """
+
+    version: int
+    attempts: int
+    merged: tuple[str, ...] = ()
+    overwritten: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """A serialisable change met another one: it has to be computed again on this state."""
+
+    log: Log
+
+
+class Draft:
+    """One commit in the making: its changes, and the log they are based on."""
+
+    def __init__(
+        self, settings: Settings, session: Session, successor: str | None, serial: bool
+    ) -> None:
+        self.settings = settings
+        self.session = session
+        self.successor = successor
+        self.serial = serial
+        self.sent = session.changes(settings.policies)
+        self.changes = dict(self.sent)
+        self.handle = session.handle
+        self.stale = session.is_stale and not session.is_new
+        self.attempts = self.hops = 0
+        self.reloaded = False
+        self._log = session.log
+        self._frame = self._snapshot = b""
+        self._fates: dict[str, Review] = {}
+        self._guarded_principal = False
+
+    def stamp(self) -> None:
+        """Give the commit an id, and the time until which a copy of it may take effect."""
+        self._id = secrets.token_bytes(16)
+        self._not_after = (self.settings.clock.now() or 0) + round(COMMIT_WINDOW * 1000)
+
+    def base_log(self) -> Log:
+        """Return the log that the changes are based on."""
+        assert self._log is not None  # only asked after a conflict, and a new session has none
+        return self._log
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the Redis keys of the commit."""
+        handles = (self.handle,) if self.successor is None else (self.handle, self.successor)
+        return tuple(map(self.settings.key, handles))
+
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        """Return the script's arguments.
+
+        Raises:
+            SessionTooLarge: the session would be, and this commit does not make it smaller.
+        """
+        log, settings = self._log, self.settings
+        self._frame = encode_frame({key: change.delta for key, change in self.changes.items()})
+        fold = self._check_size() or (log is not None and log.outgrown) or self.reloaded
+        self._snapshot = log.snapshot() if log and fold else b""
+        tombstone = b""
+        if self.successor is not None:
+            tombstone = head(Kind.MOVED, self.session.incarnation) + self.successor.encode()
+        return (
+            head(Kind.LIVE, self.session.incarnation),
+            self._id,
+            log.length if log else 0,
+            log.tip if log else b"",
+            self._not_after,
+            settings.idle,
+            settings.absolute,
+            self._frame,
+            self._guards(),
+            self._snapshot,
+            settings.max_bytes * _HEADROOM,
+            round(RETRY_HORIZON * 1000),
+            tombstone,
+            round(ROTATION_GRACE * 1000),
+        )
+
+    def guarded(self) -> list[str]:
+        """Return the changed keys whose policy has to see what others did."""
+        return [key for key, change in self.changes.items() if change.policy.resolve]
+
+    def theirs(self, reply: Reply) -> Log:
+        """Return the log as others have left it, from a conflict's reply."""
+        if not reply.found:
+            return Log.parse(reply.data)
+        log = self.base_log().copy()
+        log.extend(reply.data)
+        return log
+
+    def rebase(self, log: Log) -> None:
+        """Put the changes on top of what others did.
+
+        Raises:
+            SessionConflict: a policy refuses to; or what a merge function raises.
+        """
+        refused = []
+        for key in self.guarded():
+            change = self.changes[key]
+            theirs = log.value(key)
+            if same(change.base, theirs) or change.policy.resolve is None:
+                continue
+            try:
+                ours = change.policy.resolve(change.base, change.ours, theirs)
+            except Refused:
+                refused.append(key)
+                continue
+            self._resolve(key, ours, theirs)
+        if self._guarded_principal and not same(log.value(PRINCIPAL), self._principal()):
+            refused.append("principal")
+        if refused:
+            raise SessionConflict("changed by somebody else meanwhile", refused)
+        self._log = log
+
+    def move(self, reply: Reply) -> None:
+        """Turn to the successor that a tombstone names."""
+        self.hops += 1
+        if self.hops > _MAX_HOPS:
+            raise SessionConflict("the session is rotated faster than a commit can follow")
+        self.handle = reply.data.decode("ascii", "replace")
+        self.stale = True
+
+    def yield_privilege(self, log: Log) -> None:
+        """Give up rotating and changing the principal, in favour of whoever was faster."""
+        self.successor = None
+        self._guarded_principal = True
+        self.changes.pop(PRINCIPAL, None)
+        self.rebase(log)
+
+    def finish(self, reply: Reply | None) -> Commit:
+        """Settle the session on what is stored now."""
+        try:
+            log = self._settled(reply) if reply else self._log
+            private = self.stale
+        except InvalidSessionData:  # ours is in; what another wrote beside it is of a newer version
+            log, private = None, True
+        if private and self.session.log is not None:
+            log = self.session.log.copy()
+            if reply:
+                log.extend(self._own_frame(reply.now))
+        if log is not None:
+            self.session.settle(log, self.sent)
+        if self.successor is None:
+            self.session.handle = self.handle
+        self.session.is_stale = self.stale or self.session.is_stale
+        by_fate = {
+            fate: tuple(sorted(k for k, f in self._fates.items() if f & fate)) for fate in Review
+        }
+        merged = tuple(sorted(key for key, fate in self._fates.items() if not fate))
+        return Commit(
+            log.version if log else 0,
+            self.attempts,
+            merged,
+            by_fate[Review.OVERWRITTEN],
+            by_fate[Review.DROPPED],
+        )
+
+    def failure(self, reply: Reply, budget: Budget) -> Exception:
+        """Return the error that a refusal stands for."""
+        if reply.code is Code.GONE:
+            return SessionGone("the session was destroyed or has expired; nothing was written")
+        if reply.code is Code.TOO_LARGE and not budget.unsure:
+            return self._too_large(int(reply.data))
+        return give_up(budget)
+
+    def _settled(self, reply: Reply) -> Log:
+        """Return the log with everything in it, and note how each change met those of others."""
+        if reply.found and self._log is not None:
+            log, tail = self._log, reply.data
+            if tail or self.stale or log is not self.session.log:
+                log = log.copy()
+            if self._snapshot and reply.code is Code.OK:
+                log.compacted(self._snapshot)
+        else:
+            log, tail = Log.parse(reply.data[:_HEADER_BYTES]), reply.data[_HEADER_BYTES:]
+        if reply.code is Code.OK:
+            split = len(tail)
+            tail += self._own_frame(reply.now)
+        else:
+            split = _offset(tail, self._id)
+        log.extend(tail[:split])
+        if split and not self.session.is_new:
+            self._review(log, seen=split < len(tail))
+        log.extend(tail[split:])
+        return log
+
+    def _review(self, theirs: Log, *, seen: bool) -> None:
+        for key, change in self.changes.items():
+            if not seen:  # applied by an earlier copy and folded since: nobody can tell any more
+                if change.delta[0] in (Op.SET, Op.DELETE, Op.CREATE):
+                    self._fates[key] = Review.OVERWRITTEN
+                continue
+            value = theirs.value(key)
+            if not same(change.base, value):
+                self._fates[key] = self._fates.get(key, Review.MERGED) | review(
+                    change.base, value, change.delta
+                )
+
+    def _resolve(self, key: str, ours: Any, theirs: Any) -> None:
+        change = self.changes.pop(key)
+        packed = None if ours is MISSING else pack_value(key, ours)
+        self._fates[key] = Review.MERGED
+        if same(ours, theirs):
+            if not same(ours, change.ours):
+                self._fates[key] = Review.DROPPED
+            return
+        delta = encode(Op.DELETE) if ours is MISSING else encode(Op.SET, ours)
+        self.changes[key] = Change(theirs, ours, packed, delta, change.policy)
+
+    def _guards(self) -> bytes:
+        if self._log is None:
+            return b""
+        keys: Iterable[str] = self.guarded()
+        if self._guarded_principal:
+            keys = (*keys, PRINCIPAL)
+        if self.serial:
+            seen = self.session.guards()
+            if seen is None:
+                return b"*"
+            keys = seen.union(keys)
+        return b"".join(map(key_tag, keys))
+
+    def _principal(self) -> Any:
+        if PRINCIPAL in self.sent:
+            return self.sent[PRINCIPAL].ours
+        return self.session.log.value(PRINCIPAL) if self.session.log else MISSING
+
+    def _own_frame(self, now: int) -> bytes:
+        return self._frame + now.to_bytes(6, "big") + self._id
+
+    def _check_size(self) -> bool:
+        """Tell whether the log has to be folded to make room; raise if that would not be enough."""
+        limit, log = self.settings.max_bytes, self._log
+        if _HEADER_BYTES + (log.length if log else 0) + len(self._frame) <= limit:
+            return False
+        before = sum(log.sizes().values()) if log else 0
+        size = _HEADER_BYTES + sum(self._sizes().values())
+        if size > max(limit, before):
+            raise self._too_large(size)
+        return log is not None
+
+    def _sizes(self) -> dict[str, int]:
+        log = self._log.copy() if self._log else Log(self.session.incarnation, 0, 0, 0)
+        log.extend(self._own_frame(0))
+        return log.sizes()
+
+    def _too_large(self, size: int) -> SessionTooLarge:
+        by_size = sorted(self._sizes().items(), key=lambda item: -item[1])
+        return SessionTooLarge(size, self.settings.max_bytes, by_size[:5])
+
+
+def _offset(tail: bytes, commit_id: bytes) -> int:
+    """Return where in `tail` the frame of a commit begins; its length if it is not in there."""
+    at = 0
+    for frame in read_frames(tail):
+        if frame.commit_id == commit_id:
+            return at
+        at += frame.size
+    return at

@@ -1,0 +1,97 @@
+"""Every exception the library raises, in one tree.
+
+Two kinds are never mixed: *definite* outcomes (nothing was written) and the one *unknown* outcome,
+`CommitOutcomeUnknown`. No message ever contains a session id or a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = [
+    "CommitOutcomeUnknown",
+    "ConfigurationError",
+    "InvalidSessionData",
+    "InvalidSessionValue",
+    "SessionConflict",
+    "SessionError",
+    "SessionGone",
+    "SessionTooLarge",
+    "StoreUnavailable",
+]
+
+
+class SessionError(Exception):
+    """The root of every exception this library raises."""
+
+
+class ConfigurationError(SessionError):
+    """The library was set up in a way that cannot work; the message says what to change."""
+
+
+class SessionConflict(SessionError):
+    """Somebody else changed keys whose policy forbids merging, or retries ran out. Nothing written.
+
+    Attributes:
+        keys: the session keys in dispute, sorted; empty where no single key is to blame.
+    """
+
+    def __init__(self, message: str, keys: Iterable[str] = ()) -> None:
+        self.keys = tuple(sorted(keys))
+        super().__init__(f"{message}: {', '.join(map(repr, self.keys))}" if self.keys else message)
+
+
+class SessionGone(SessionError):
+    """The session was destroyed or has expired since it was loaded. Nothing is written, ever."""
+
+
+class SessionTooLarge(SessionError):
+    """The session would exceed `max_bytes`. Nothing written.
+
+    Attributes:
+        bytes: what the stored session would have taken.
+        limit: the manager's `max_bytes`.
+        largest: up to five (key, packed bytes) pairs, largest first.
+    """
+
+    def __init__(self, size: int, limit: int, largest: Iterable[tuple[str, int]] = ()) -> None:
+        self.bytes = size
+        self.limit = limit
+        self.largest = tuple(largest)
+        biggest = ", ".join(f"{key!r} ({count} bytes)" for key, count in self.largest)
+        super().__init__(
+            f"the session would take {size} bytes, the limit is {limit}"
+            + (f"; largest keys: {biggest}" if biggest else "")
+        )
+
+
+class InvalidSessionData(SessionError):
+    """What is stored cannot be read: corrupt, foreign, or of a newer format. Left as it is."""
+
+
+class InvalidSessionValue(SessionError, TypeError):
+    """A value (or a key) of a type that sessions cannot hold. Nothing written.
+
+    Attributes:
+        key: the session key under which it was found.
+        type: the offending type.
+    """
+
+    def __init__(self, key: object, type_: type, reason: str = "") -> None:
+        self.key = key
+        self.type = type_
+        super().__init__(
+            f"session key {key!r}: {reason or f'values of type {type_.__qualname__} are not kept'}"
+        )
+
+
+class StoreUnavailable(SessionError):
+    """Redis could not be reached, or refused, until the deadline. Nothing was written."""
+
+
+class CommitOutcomeUnknown(SessionError):
+    """A commit was sent, its answer never came: it took effect once, or not at all.
+
+    Load the session again to see which. It will not take effect later than the commit window
+    (`asyncsession.machine.COMMIT_WINDOW`) after it was first sent.
+    """

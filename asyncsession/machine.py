@@ -1,0 +1,175 @@
+"""What all operations share: settings, the server's clock, time limits, sending."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from asyncsession.errors import CommitOutcomeUnknown, InvalidSessionData, StoreUnavailable
+from asyncsession.ids import index_key, store_key
+from asyncsession.merge import Policies
+from asyncsession.protocol import Call, Code, Lost, Machine, Pause, Refused
+
+__all__ = [
+    "COMMIT_WINDOW",
+    "MAX_TIMEOUT",
+    "RETRY_HORIZON",
+    "Budget",
+    "Clock",
+    "Reply",
+    "Settings",
+    "send",
+]
+
+MAX_TIMEOUT = 10.0
+"""Seconds that an operation may take at most, all its retries together."""
+
+COMMIT_WINDOW = 15.0
+"""Seconds after a commit was first sent in which a copy of it may take effect. The scripts refuse
+later copies by the server's own clock, so nothing delayed in the network can surprise anybody."""
+
+RETRY_HORIZON = 30.0
+"""Seconds for which the ids of folded commits and the tombstones of ended sessions are kept: the
+window, and as much again for servers whose clocks differ when one takes over from another."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.25  # seconds; full jitter below them, doubling
+
+
+class Clock:
+    """The server's clock as far as its replies have told it, whatever this machine's clock says."""
+
+    def __init__(self) -> None:
+        self._offset: float | None = None
+
+    def observe(self, now: int) -> None:
+        """Take in that the server's clock showed `now` ms just before."""
+        self._offset = now - time.monotonic() * 1000
+
+    def now(self) -> int | None:
+        """Return the server's time in ms, never later than it is; None before the first reply."""
+        return None if self._offset is None else int(self._offset + time.monotonic() * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a manager was set up with; times in seconds, sizes in bytes."""
+
+    prefix: str
+    idle_timeout: float
+    absolute_timeout: float
+    max_bytes: int
+    timeout: float
+    policies: Policies
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def idle(self) -> int:
+        """The idle timeout, ms."""
+        return round(self.idle_timeout * 1000)
+
+    @property
+    def absolute(self) -> int:
+        """The absolute timeout, ms."""
+        return round(self.absolute_timeout * 1000)
+
+    def key(self, handle: str) -> str:
+        """Return the Redis key of a session."""
+        return store_key(self.prefix, handle)
+
+    def index(self, principal: str) -> str:
+        """Return the Redis key of a principal's index."""
+        return index_key(self.prefix, principal)
+
+
+class Budget:
+    """The time that one operation has, and whether something it sent is still unaccounted for.
+
+    Attributes:
+        unsure: a copy of the commit was sent and never answered.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._ends = time.monotonic() + seconds
+        self._per_call = seconds / 4  # so that a reply that never comes leaves time to ask again
+        self._pauses = 0
+        self.unsure = False
+
+    def call_timeout(self) -> float:
+        """Return for how many seconds to wait for the next reply."""
+        return max(min(self._per_call, self._ends - time.monotonic()), 0.001)
+
+    def pause(self) -> Pause | None:
+        """Return the next wait, with full jitter, or None if there is no time for another try."""
+        ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._pauses)
+        self._pauses += 1
+        seconds = random.uniform(0, ceiling)  # noqa: S311  jitter, not a secret
+        return Pause(seconds) if time.monotonic() + seconds < self._ends else None
+
+
+class Reply(NamedTuple):
+    """A script's reply: a code, and what the script's contract says beside it."""
+
+    code: Code
+    now: int
+    data: Any
+    found: bool = True
+
+
+def send(
+    settings: Settings, budget: Budget, script: str, keys: tuple[str, ...], *args: bytes | str | int
+) -> Machine[Reply]:
+    """Run a script until it is answered, and return its reply.
+
+    A lost call marks the budget as unsure; what that means is up to the operation.
+
+    Raises:
+        StoreUnavailable: refused for good, or until the deadline; nothing sent is unaccounted for.
+        CommitOutcomeUnknown: no answer until the deadline, for a script that writes data.
+        InvalidSessionData: what is stored under the key is not of this format.
+    """
+    while True:
+        try:
+            raw = yield Call(script, keys, args, budget.call_timeout())
+            reply = _read(script, raw, args)
+        except Refused as refused:
+            failure: Refused | Lost = refused
+            pause = budget.pause() if refused.passing else None
+        except Lost as lost:
+            failure = lost
+            budget.unsure = budget.unsure or script in _WRITING
+            pause = budget.pause()
+        else:
+            settings.clock.observe(reply.now)
+            if reply.code is Code.UNREADABLE:
+                raise InvalidSessionData(
+                    "what is stored under this session's key is not of a format this version reads;"
+                    " it was left as it is"
+                )
+            return reply
+        if pause is None:
+            raise give_up(budget, failure) from failure
+        yield pause
+
+
+def give_up(
+    budget: Budget, failure: Refused | Lost | None = None
+) -> StoreUnavailable | CommitOutcomeUnknown:
+    """Return the error of an operation that ran out of time or was refused for good."""
+    if budget.unsure:
+        return CommitOutcomeUnknown("sent, and never answered: done once, or not at all")
+    return StoreUnavailable(f"Redis did not do it: {failure}" if failure else "out of time")
+
+
+_WRITING = ("commit", "destroy")
+
+
+def _read(script: str, raw: Any, args: tuple[bytes | str | int, ...]) -> Reply:
+    if script != "commit":
+        code, now, data = raw
+        return Reply(Code(code), now, data)
+    code, echo, now, found, data = raw
+    if echo != args[1]:
+        raise Lost("the reply belongs to another commit")
+    return Reply(Code(code), now, data, bool(found))

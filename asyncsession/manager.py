@@ -1,0 +1,258 @@
+"""SessionManager: the async face of the library. It opens a transport and drives the machines."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+
+from asyncsession import verbs
+from asyncsession.draft import Commit, Rerun
+from asyncsession.errors import ConfigurationError, SessionConflict
+from asyncsession.machine import MAX_TIMEOUT, Budget, Settings
+from asyncsession.merge import MergeFunction, Policies, Policy, three_way
+from asyncsession.protocol import Lost, Machine, Pause, Refused, Transport
+from asyncsession.session import Session
+from asyncsession.transport import connect
+
+__all__ = ["SessionManager"]
+
+T = TypeVar("T")
+
+_LONGEST = 10 * 365 * 86_400  # seconds; longer is a mistake in the unit
+_MAX_PRINCIPAL = 1024  # characters
+
+
+class SessionManager:
+    """Loads and saves sessions. One per process and event loop is enough; tasks may share it.
+
+    Args:
+        url: `redis://`, `rediss://`, `unix://` with redis-py's options; `embedded://name`, a real
+            Valkey server of this process; `memory://name`, fakeredis in this process; or a
+            `redis.asyncio` client, whose connection settings are used for connections of our own.
+        prefix: of every Redis key. Managers that share sessions share it.
+        idle_timeout: seconds or timedelta without use after which a session ends.
+        absolute_timeout: seconds or timedelta after which it ends whatever happens (ASVS 7.3.2).
+        merge: session key, or pattern such as `"cart:*"`, to a policy of `asyncsession.merge` or
+            a function `f(base, ours, theirs) -> value`.
+        default_merge: the policy of all other keys.
+        max_bytes: what a session may take, packed.
+        timeout: seconds that one operation may take with all its retries; at most 10.
+
+    Raises:
+        ConfigurationError: an argument that cannot work; the message says which and why.
+    """
+
+    def __init__(
+        self,
+        url: Any = "redis://localhost:6379/0",
+        *,
+        prefix: str = "session",
+        idle_timeout: float | timedelta = 86_400,
+        absolute_timeout: float | timedelta = 14 * 86_400,
+        merge: Mapping[str, Policy | MergeFunction] | None = None,
+        default_merge: Policy | MergeFunction = three_way,
+        max_bytes: int = 65_536,
+        timeout: float = 5.0,
+    ) -> None:
+        if not isinstance(prefix, str) or not prefix or set(prefix) & set("{}"):
+            raise ConfigurationError("prefix: a string without braces, and not empty")
+        idle, absolute = (
+            _seconds("idle_timeout", idle_timeout),
+            _seconds("absolute_timeout", absolute_timeout),
+        )
+        if not isinstance(max_bytes, int) or not 256 <= max_bytes <= 2**24:
+            raise ConfigurationError("max_bytes: 256 bytes to 16 MiB")
+        if not 0 < timeout <= MAX_TIMEOUT:
+            raise ConfigurationError(f"timeout: more than 0 and at most {MAX_TIMEOUT:g} seconds")
+        self._settings = Settings(
+            prefix=prefix,
+            idle_timeout=min(idle, absolute),
+            absolute_timeout=absolute,
+            max_bytes=max_bytes,
+            timeout=timeout,
+            policies=Policies(merge or {}, default_merge),
+        )
+        self._transport: Transport = connect(url)
+
+    async def load(self, session_id: str | None = None) -> Session:
+        """Return the session with this id, in one round trip.
+
+        Args:
+            session_id: as the client sent it. None, or anything that is not the id of a live
+                session, gives a new, empty session with a fresh id (OWASP: strict ids).
+
+        Raises:
+            StoreUnavailable: Redis could not be reached in time.
+            InvalidSessionData: what is stored cannot be read; it is left as it is.
+        """
+        return await self._drive(verbs.load(self._settings, session_id))
+
+    async def save(self, session: Session) -> Commit:
+        """Commit what has changed in `session`, merged with what others did; then it shows that.
+
+        Returns:
+            What became of each change. Nothing is sent if nothing has changed.
+
+        Raises:
+            SessionConflict: others changed a key whose policy refuses to merge.
+            SessionGone: the session was destroyed or has expired.
+            SessionTooLarge: it would exceed `max_bytes`.
+            InvalidSessionValue: a value that sessions cannot hold.
+            StoreUnavailable: Redis could not be reached, or refused; nothing was written.
+            CommitOutcomeUnknown: the commit was sent, and no answer came.
+        """
+        return await self._drive(verbs.save(self._settings, session))
+
+    @asynccontextmanager
+    async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
+        """Load a session; save it when the block is left without an exception.
+
+        Raises:
+            What `load` and `save` raise.
+        """
+        session = await self.load(session_id)
+        yield session
+        if not session.is_destroyed:
+            await self.save(session)
+
+    async def update(
+        self, session_id: str | None, change: Callable[[Session], Awaitable[None] | None]
+    ) -> Session:
+        """Apply `change` to a session as if nobody else used it (serialisable).
+
+        Args:
+            session_id: as for `load`.
+            change: a function or coroutine function that reads and changes the session it is
+                given. Every key it reads or writes is guarded: if somebody else changes one of
+                them meanwhile, it runs again on the fresh state.
+
+        Returns:
+            The session as committed.
+
+        Raises:
+            SessionConflict: it kept colliding until the deadline.
+            What `change`, `load` and `save` raise; nothing is written then.
+        """
+        budget = Budget(self._settings.timeout)
+        session = await self.load(session_id)
+        while True:
+            result = change(session)
+            if inspect.isawaitable(result):
+                await result
+            outcome = await self._drive(verbs.save_serial(self._settings, session))
+            if not isinstance(outcome, Rerun):
+                return session
+            pause = budget.pause()
+            if pause is None:
+                raise SessionConflict("others kept changing what the update reads")
+            await anyio.sleep(pause.seconds)
+            session = session.restarted(outcome.log)
+
+    async def rotate(self, session: Session) -> Commit:
+        """Give a session a new id; unsaved changes are committed in the same step (ASVS 7.2.4).
+
+        Call it on login and on every change of privilege. The old id loads nothing from then on;
+        requests that had loaded the session before still commit to it. Of two rotations at once
+        the first one wins; the other commits its changes and leaves `session.is_stale` True.
+
+        Raises:
+            SessionConflict: another rotation won, and gave the session another principal.
+            What `save` raises.
+        """
+        return await self._drive(verbs.rotate(self._settings, session))
+
+    async def touch(self, session: Session) -> None:
+        """Put off the idle timeout of a session in long use, such as behind a WebSocket.
+
+        Raises:
+            SessionGone: the session was destroyed or has expired.
+            StoreUnavailable: Redis could not be reached in time.
+        """
+        await self._drive(verbs.touch(self._settings, session))
+
+    async def destroy(self, session: Session | str) -> None:
+        """End a session, given as such or by its id. Commits under way cannot bring it back.
+
+        Raises:
+            StoreUnavailable: Redis could not be reached; the session lives.
+            CommitOutcomeUnknown: no answer came.
+        """
+        await self._drive(verbs.destroy(self._settings, session))
+
+    async def sessions_of(self, principal: str) -> list[Session]:
+        """Return the live sessions of a principal; their ids are not known, so they are empty.
+
+        Raises:
+            StoreUnavailable: Redis could not be reached in time.
+            InvalidSessionData: one of them cannot be read.
+        """
+        return await self._drive(verbs.sessions_of(self._settings, _principal(principal)))
+
+    async def destroy_all(self, principal: str, *, keep: Session | None = None) -> int:
+        """End all sessions of a principal, those just logging in included (ASVS 7.4.2, 7.4.5).
+
+        Args:
+            principal: as assigned to `session.principal`.
+            keep: a session to leave alone, such as that of the request.
+
+        Returns:
+            How many were ended.
+
+        Raises:
+            StoreUnavailable, CommitOutcomeUnknown: not all could be; call it again.
+        """
+        return await self._drive(verbs.destroy_all(self._settings, _principal(principal), keep))
+
+    async def aclose(self) -> None:
+        """Close the connections. The manager can't be used after that."""
+        await self._transport.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None,
+                        traceback: TracebackType | None) -> None:  # fmt: skip
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<SessionManager prefix={self._settings.prefix!r} on {self._transport!r}>"
+
+    async def _drive(self, machine: Machine[T]) -> T:
+        """Perform what the machine asks for, until it returns or raises."""
+        try:
+            step = next(machine)
+            while True:
+                if isinstance(step, Pause):
+                    await anyio.sleep(step.seconds)
+                    step = machine.send(None)
+                    continue
+                try:
+                    reply = await self._transport.call(step)
+                except (Refused, Lost) as fault:
+                    step = machine.throw(fault)
+                else:
+                    step = machine.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        finally:
+            machine.close()
+
+
+def _seconds(name: str, duration: float | timedelta) -> float:
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if not isinstance(seconds, (int, float)) or not 0.001 <= seconds <= _LONGEST:
+        raise ConfigurationError(f"{name}: seconds or a timedelta, from 1 ms to ten years")
+    return seconds
+
+
+def _principal(principal: str) -> str:
+    if not isinstance(principal, str) or not 0 < len(principal) <= _MAX_PRINCIPAL:
+        raise ConfigurationError(f"principal: a string of 1 to {_MAX_PRINCIPAL} characters")
+    return principal

@@ -1,0 +1,85 @@
+"""The words that the commit machine and the transports share.
+
+The machine yields a `Call` or a `Pause`. Whoever drives it performs that and sends back the reply,
+or throws in how it failed: `Refused` where the server certainly did nothing, `Lost` where it may
+have done it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from enum import IntEnum
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+__all__ = ["Call", "Code", "Lost", "Machine", "Pause", "Refused", "Transport"]
+
+T = TypeVar("T")
+
+
+class Code(IntEnum):
+    """First element of every script's reply. The scripts repeat these numbers; a test compares."""
+
+    OK = 1
+    APPLIED = 2
+    CONFLICT = 3
+    GONE = 4
+    MOVED = 5
+    TOO_LARGE = 6
+    LATE = 7
+    UNREADABLE = 8
+
+
+class Call(NamedTuple):
+    """Run a script.
+
+    Attributes:
+        script: its name, as in `asyncsession.scripts.SCRIPTS`.
+        keys: Redis keys, all in one Cluster slot.
+        args: its arguments.
+        timeout: seconds after which the reply is not waited for any longer.
+    """
+
+    script: str
+    keys: tuple[str, ...]
+    args: tuple[bytes | str | int, ...]
+    timeout: float
+
+
+class Pause(NamedTuple):
+    """Wait for so many seconds."""
+
+    seconds: float
+
+
+Machine: TypeAlias = Generator[Call | Pause, Any, T]
+
+
+class Refused(Exception):
+    """The server was not reached, or answered that it did nothing.
+
+    Attributes:
+        passing: whether trying again makes sense.
+    """
+
+    def __init__(self, reason: str, *, passing: bool) -> None:
+        self.passing = passing
+        super().__init__(reason)
+
+
+class Lost(Exception):
+    """The call was sent and its reply did not come: it may have taken effect, or still may."""
+
+
+class Transport(Protocol):
+    """Performs calls."""
+
+    async def call(self, call: Call) -> list[Any]:
+        """Run a script and return its reply.
+
+        Raises:
+            Refused: it was certainly not done.
+            Lost: it may have been done.
+        """
+
+    async def aclose(self) -> None:
+        """Close what is open."""

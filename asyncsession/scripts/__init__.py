@@ -1,0 +1,32 @@
+"""The Lua scripts, by name, with the SHA-1 under which a server keeps them.
+
+Each file opens with its contract: keys, arguments, replies. A test holds them to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from typing import NamedTuple
+
+__all__ = ["SCRIPTS", "Script"]
+
+
+class Script(NamedTuple):
+    """One script.
+
+    Attributes:
+        source: its text.
+        sha: hex SHA-1 of the text, for EVALSHA.
+    """
+
+    source: str
+    sha: str
+
+
+def _read(name: str) -> Script:
+    source = files(__name__).joinpath(f"{name}.lua").read_text("utf-8")
+    return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+SCRIPTS = {name: _read(name) for name in ("commit", "destroy", "index", "load", "touch")}

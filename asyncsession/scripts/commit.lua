@@ -1,0 +1,137 @@
+-- Appends one frame to a session's log, or creates the log, or moves it to a new key on the way.
+-- One write at the end (two for a move), after all that can fail: Redis does not roll back.
+--
+-- KEYS[1]   the session
+-- KEYS[2]   its new key, for a rotation (left out otherwise); in the same Cluster slot
+-- ARGV[1]   head: magic (2), format (1), kind (1) and incarnation (8) of the live session
+-- ARGV[2]   commit id: 16 random bytes
+-- ARGV[3]   base length: bytes of log that the committer has seen; 0 to create
+-- ARGV[4]   base tip: id of the last commit it has seen; empty to create
+-- ARGV[5]   not after: ms on the server's clock; a later copy of this request does nothing
+-- ARGV[6]   idle timeout, ms
+-- ARGV[7]   absolute timeout, ms; used when creating
+-- ARGV[8]   frame, without its stamp and commit id
+-- ARGV[9]   guards: key tags (8 bytes each) nobody may have changed since the base; '*' for any
+--           key; empty for none, and to create
+-- ARGV[10]  snapshot of the base: the payload of the frame that replaces it; empty for none
+-- ARGV[11]  size limit of header and log, bytes
+-- ARGV[12]  retry horizon, ms: how long folded commit ids are remembered
+-- ARGV[13]  tombstone: what the old key holds after a rotation
+-- ARGV[14]  how long it holds it, ms
+--
+-- Returns   {code, commit id, now, base found (0 or 1), data}
+--   OK         data: frames between the base and this one; without the base, header and whole log
+--   APPLIED    it had been done before; data as for OK, with this commit's frame in it
+--   CONFLICT   a guarded key has changed; data: frames after the base, or header and whole log
+--   GONE       destroyed, expired, or another session
+--   MOVED      data: the handle of the successor
+--   TOO_LARGE  data: the size in bytes that was asked for
+--   LATE       past `not after`; not done by this copy
+--   UNREADABLE what is there is not of this format
+
+local OK, APPLIED, CONFLICT, GONE, MOVED, TOO_LARGE, LATE, UNREADABLE = 1, 2, 3, 4, 5, 6, 7, 8
+local HEAD, HEADER, TRAILER = 12, 34, 22
+local sub = string.sub
+
+local function number(text, at, size)
+  local n = 0
+  for i = at, at + size - 1 do n = n * 256 + string.byte(text, i) end
+  return n
+end
+
+local function bytes(n, size)
+  local out = {}
+  for i = size, 1, -1 do
+    out[i] = string.char(n % 256)
+    n = math.floor(n / 256)
+  end
+  return table.concat(out)
+end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local head, id, guards = ARGV[1], ARGV[2], ARGV[9]
+local creating = ARGV[4] == ''
+
+local function reply(code, found, data)
+  return {code, id, now, found or 0, data or ''}
+end
+
+local key = KEYS[1]
+local blob = redis.call('GET', key)
+local rotated = KEYS[2] and blob == ARGV[13]
+if rotated then
+  key = KEYS[2]
+  blob = redis.call('GET', key)
+end
+
+if not blob then
+  if not creating then return reply(GONE) end
+  if now > tonumber(ARGV[5]) then return reply(LATE) end
+  blob = head .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. bytes(0, 10)
+else
+  if sub(blob, 1, 3) ~= sub(head, 1, 3) then return reply(UNREADABLE) end
+  if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return reply(GONE) end
+  local kind = sub(blob, 4, 4)
+  if kind == 'M' then return reply(MOVED, 0, sub(blob, HEAD + 1)) end
+  if kind ~= 'L' then return reply(GONE) end
+end
+
+local retired = number(blob, 31, 4)
+local log = HEADER + retired
+local base = log + ARGV[3]
+local found = base > log and sub(blob, base - 15, base) == ARGV[4]
+
+local function unseen()
+  if found then return 1, sub(blob, base + 1) end
+  return 0, sub(blob, 1, HEADER) .. sub(blob, log + 1)
+end
+
+local function answer(code)
+  return reply(code, unseen())
+end
+
+if string.find(blob, id, 1, true) then return answer(APPLIED) end
+if rotated or (creating and #blob > log) or now > tonumber(ARGV[5]) then return reply(LATE) end
+
+if guards ~= '' then
+  if not found then return answer(CONFLICT) end
+  if guards == '*' and #blob > base then return answer(CONFLICT) end
+  local at = base + 1
+  while at <= #blob do
+    for tag = at + 6, at + 5 + 8 * number(blob, at + 4, 2), 8 do
+      for guard = 1, #guards - 7, 8 do
+        if sub(blob, tag, tag + 7) == sub(guards, guard, guard + 7) then return answer(CONFLICT) end
+      end
+    end
+    at = at + 4 + number(blob, at, 4)
+  end
+end
+
+local header, history, frames = sub(blob, 1, HEADER), sub(blob, HEADER + 1, log), sub(blob, log + 1)
+if ARGV[10] ~= '' and found then
+  local cutoff, keep = now - ARGV[12], 1
+  while keep <= #history and number(history, keep, 6) < cutoff do keep = keep + TRAILER end
+  local ids, folded, at = {sub(history, keep)}, 0, log + 1
+  while at <= base do
+    at = at + 4 + number(blob, at, 4)
+    folded = folded + 1
+    if at <= base and number(blob, at - TRAILER, 6) >= cutoff then
+      ids[#ids + 1] = sub(blob, at - TRAILER, at - 1)
+    end
+  end
+  history = table.concat(ids)
+  local body = bytes(0, 2) .. ARGV[10] .. sub(blob, base - TRAILER + 1, base)
+  frames = bytes(#body, 4) .. body .. sub(blob, base + 1)
+  header = sub(blob, 1, 24) .. bytes(number(blob, 25, 6) + folded - 1, 6) .. bytes(#history, 4)
+end
+frames = frames .. ARGV[8] .. bytes(now, 6) .. id
+
+if HEADER + #frames > tonumber(ARGV[11]) then return reply(TOO_LARGE, 0, tostring(HEADER + #frames)) end
+local left = number(header, 19, 6) - now
+if left <= 0 then return reply(GONE) end
+
+local ttl = string.format('%.0f', math.min(tonumber(ARGV[6]), left))
+redis.call('SET', KEYS[2] or KEYS[1], header .. history .. frames, 'PX', ttl)
+if KEYS[2] then redis.call('SET', KEYS[1], ARGV[13], 'PX', ARGV[14]) end
+return answer(OK)

@@ -1,0 +1,34 @@
+-- Ends a session and leaves a tombstone, so that no request still under way brings it back.
+--
+-- KEYS[1]   the session
+-- ARGV[1]   tombstone: magic (2), format (1), kind (1), incarnation (8); with the magic alone,
+--           whatever session is there is ended, and nothing is left where there was none
+-- ARGV[2]   how long the tombstone stays, ms
+--
+-- Returns   {code, now, data}
+--   OK         done
+--   GONE       it was gone already, or another session is there
+--   MOVED      rotated away; data: the handle of the successor
+--   UNREADABLE what is there is no session
+
+local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
+local HEAD = 12
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local tombstone = ARGV[1]
+local known = #tombstone == HEAD
+local blob = redis.call('GETRANGE', KEYS[1], 0, 127)
+if blob == '' then
+  if known then redis.call('SET', KEYS[1], tombstone, 'PX', ARGV[2]) end
+  return {GONE, now, ''}
+end
+if #blob < HEAD or string.sub(blob, 1, 2) ~= string.sub(tombstone, 1, 2) then
+  return {UNREADABLE, now, ''}
+end
+if known and string.sub(blob, 5, HEAD) ~= string.sub(tombstone, 5, HEAD) then return {GONE, now, ''} end
+local kind = string.sub(blob, 4, 4)
+if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1)} end
+if kind == 'D' then return {GONE, now, ''} end
+redis.call('SET', KEYS[1], string.sub(blob, 1, 3) .. 'D' .. string.sub(blob, 5, HEAD), 'PX', ARGV[2])
+return {OK, now, ''}

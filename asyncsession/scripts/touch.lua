@@ -1,0 +1,39 @@
+-- Puts off a session's idle timeout; never shortens it, never reaches past the absolute deadline.
+--
+-- KEYS[1]   the session
+-- ARGV[1]   head: magic (2), format (1), kind (1) and incarnation (8) of the live session
+-- ARGV[2]   idle timeout, ms
+--
+-- Returns   {code, now, data}
+--   OK         done
+--   GONE       destroyed, expired, or another session
+--   MOVED      rotated away; data: the handle of the successor
+--   UNREADABLE what is there is not of this format
+
+local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
+local HEAD, HEADER = 12, 34
+
+local function number(text, at, size)
+  local n = 0
+  for i = at, at + size - 1 do n = n * 256 + string.byte(text, i) end
+  return n
+end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local head = ARGV[1]
+local blob = redis.call('GETRANGE', KEYS[1], 0, 127)
+if blob == '' then return {GONE, now, ''} end
+if string.sub(blob, 1, 3) ~= string.sub(head, 1, 3) then return {UNREADABLE, now, ''} end
+if string.sub(blob, 5, HEAD) ~= string.sub(head, 5, HEAD) then return {GONE, now, ''} end
+local kind = string.sub(blob, 4, 4)
+if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1)} end
+if kind ~= 'L' or #blob < HEADER then return {GONE, now, ''} end
+
+local left = number(blob, 19, 6) - now
+if left <= 0 then return {GONE, now, ''} end
+local ttl = math.min(tonumber(ARGV[2]), left)
+if ttl > redis.call('PTTL', KEYS[1]) then
+  redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ttl))
+end
+return {OK, now, ''}

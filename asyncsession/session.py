@@ -1,0 +1,279 @@
+"""The session: a mapping over what was loaded, which knows what has been changed since.
+
+Values are unpacked when first read. What was handed out is packed again at `save` and its bytes
+compared, so that nested changes are noticed without a flag to set.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from asyncsession.blob import Log
+from asyncsession.delta import apply, diff
+from asyncsession.errors import InvalidSessionValue
+from asyncsession.ids import new_id, session_handle
+from asyncsession.merge import Policies, Policy
+from asyncsession.operations import MISSING
+from asyncsession.values import pack_value, unpack
+
+__all__ = ["PRINCIPAL", "Change", "Session"]
+
+_RESERVED = "\0"  # what starts with it is ours; session keys of the application may not
+PRINCIPAL = _RESERVED + "principal"
+
+
+class Change(NamedTuple):
+    """What has become of one key since it was loaded.
+
+    Attributes:
+        base, ours: its value then and now; `MISSING` for none.
+        packed: `ours` as bytes, None for none.
+        delta: what leads from `base` to `ours`.
+        policy: the key's merge policy.
+    """
+
+    base: Any
+    ours: Any
+    packed: bytes | None
+    delta: bytes
+    policy: Policy
+
+
+class Session(MutableMapping[str, Any]):
+    """One session as one request sees it. Made by a manager; one task at a time may save it.
+
+    Keys are strings; for values see `asyncsession.values.pack_value`.
+
+    Attributes:
+        id: the secret that belongs in the cookie; empty for a session found through its principal.
+        handle: a public name of the session, of no use as an id; it changes with rotation.
+        incarnation: 8 random bytes, the same through all rotations.
+        is_stale: the id was rotated away. Loaded so, the session is a new, anonymous one; rotated
+            while this request was under way, its commits land in the successor, and it shows what
+            it loaded and did itself. Leave the browser's cookie alone either way.
+        is_destroyed: `destroy` has ended it.
+        is_saving: a commit of it is under way.
+        was_sent: it is stored, or may be, since a commit of it was sent.
+    """
+
+    def __init__(self, session_id: str = "", log: Log | None = None, handle: str = "") -> None:
+        self.id = session_id or ("" if handle else new_id())
+        self.handle = handle or session_handle(self.id)
+        self.incarnation = log.incarnation if log else secrets.token_bytes(8)
+        self.is_stale = False
+        self.is_destroyed = False
+        self.is_saving = False
+        self.was_sent = log is not None
+        self._log = log
+        self._held: dict[str, Any] = {}
+        self._read: set[str] = set()
+        self._read_all = False
+
+    @property
+    def log(self) -> Log | None:
+        """What is known of the stored session; None if it has never been stored."""
+        return self._log
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the session is not in the store yet. An empty new session is never written."""
+        return self._log is None
+
+    @property
+    def version(self) -> int:
+        """How many commits the session has seen; 0 if new."""
+        return self._log.version if self._log else 0
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When the session was first written, on the server's clock; None if new."""
+        return _moment(self._log.created) if self._log else None
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the absolute timeout ends it, whatever happens (ASVS 5.0 7.3.2); None if new."""
+        return _moment(self._log.deadline) if self._log else None
+
+    @property
+    def principal(self) -> str | None:
+        """Who the session belongs to, such as `"user:42"`; indexed with the next commit."""
+        principal: str | None = self._get(PRINCIPAL, None)
+        return principal
+
+    @principal.setter
+    def principal(self, principal: str | None) -> None:
+        if principal is not None and not (isinstance(principal, str) and principal):
+            raise InvalidSessionValue("principal", type(principal), "expected a string, or None")
+        self._held[PRINCIPAL] = MISSING if principal is None else principal
+
+    @property
+    def held_principal(self) -> str | None:
+        """The principal, without marking it as read."""
+        held: str | None = self._held.get(PRINCIPAL, self.stored_principal) or None
+        return held
+
+    @property
+    def stored_principal(self) -> str | None:
+        """The principal as last loaded or committed."""
+        stored: str | None = (self._log.value(PRINCIPAL) or None) if self._log else None
+        return stored
+
+    @property
+    def modified(self) -> bool:
+        """Whether there is anything to save, nested changes included."""
+        try:
+            return any(True for _ in self._differences())
+        except InvalidSessionValue:
+            return True
+
+    def __getitem__(self, key: str) -> Any:
+        value = MISSING if _is_reserved(key) else self._get(key, MISSING)
+        if value is MISSING:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if not isinstance(key, str):
+            raise InvalidSessionValue(key, type(key), "session keys are strings")
+        if _is_reserved(key):
+            raise InvalidSessionValue(key, type(key), "a session key may not start with NUL")
+        self._held[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self:
+            raise KeyError(key)
+        self._held[key] = MISSING
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str) or _is_reserved(key):
+            return False
+        self._read.add(key)
+        if key in self._held:
+            return self._held[key] is not MISSING
+        return self._log is not None and key in self._log
+
+    def __iter__(self) -> Iterator[str]:
+        self._read_all = True
+        stored = self._log.keys() if self._log else []
+        names = dict.fromkeys((*stored, *self._held))
+        return iter([name for name in names if name in self])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def clear(self) -> None:
+        """Remove every key; the principal stays."""
+        self._held |= dict.fromkeys(self, MISSING)
+
+    def __repr__(self) -> str:
+        kind = "new" if self.is_new else f"version {self.version}"
+        return f"<Session {kind}, stale>" if self.is_stale else f"<Session {kind}>"
+
+    def assign(self, session_id: str) -> None:
+        """Take a new id, after a rotation."""
+        self.id, self.handle = session_id, session_handle(session_id)
+
+    def restarted(self, log: Log) -> Session:
+        """Return this session as `log` has it, with nothing changed, to begin an update again."""
+        fresh = Session(self.id, log, self.handle)
+        fresh.is_stale = self.is_stale
+        return fresh
+
+    def end(self) -> None:
+        """Show nothing any more: the session was destroyed."""
+        self.is_destroyed, self._log = True, None
+        self._held.clear()
+
+    def guards(self) -> frozenset[str] | None:
+        """Return the keys that have been read or written; None for all, if they were listed."""
+        return None if self._read_all else frozenset(self._read.union(self._held))
+
+    def changes(self, policies: Policies) -> dict[str, Change]:
+        """Return what has changed since the session was loaded.
+
+        Raises:
+            InvalidSessionValue: naming the key and the type that cannot be kept.
+        """
+        changes = {}
+        for key, packed in self._differences():
+            base = self._log.value(key) if self._log else MISSING
+            policy = policies[key]
+            delta = policy.diff(base, self._held[key])
+            if delta is not None:
+                changes[key] = Change(base, self._held[key], packed, delta, policy)
+        return changes
+
+    def settle(self, log: Log, sent: dict[str, Change]) -> None:
+        """Show the state of `log`, in which the changes `sent` have been committed.
+
+        Objects that were handed out stay the ones in the session: they are brought up to date in
+        place. What was changed while the commit was under way stays a change.
+        """
+        before, self._log = self._log, log
+        for key, held in list(self._held.items()):
+            stored = log.packed(key) if key in log else None
+            try:
+                packed = None if held is MISSING else pack_value(key, held)
+            except InvalidSessionValue:
+                continue  # put there during the commit; the next save reports it
+            if key in sent:
+                old = sent[key].packed
+            else:
+                old = before.packed(key) if before and key in before else None
+            value = log.value(key)
+            if packed != old:
+                later = diff(MISSING if old is None else unpack(old), held)
+                target = value if later is None else apply(value, later)
+            else:
+                target = value
+            if target is MISSING and value is MISSING:
+                del self._held[key]
+            elif packed != stored or target is not value:
+                self._held[key] = _refresh(held, target)
+
+    def _get(self, key: str, default: Any) -> Any:
+        self._read.add(key)
+        if key not in self._held:
+            value = self._log.value(key) if self._log else MISSING
+            if value is MISSING:
+                return default
+            self._held[key] = value
+        value = self._held[key]
+        return default if value is MISSING else value
+
+    def _differences(self) -> Iterator[tuple[str, bytes | None]]:
+        """Yield each key whose bytes differ from the stored ones, and its bytes."""
+        log = self._log
+        for key, held in self._held.items():
+            stored = log.packed(key) if log and key in log else None
+            packed = None if held is MISSING else pack_value(key, held)
+            if packed != stored:
+                yield key, packed
+
+
+def _is_reserved(key: object) -> bool:
+    return isinstance(key, str) and key.startswith(_RESERVED)
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _refresh(held: Any, value: Any) -> Any:
+    """Return `value`, poured into the containers of `held` where they are alike."""
+    if isinstance(held, dict) and isinstance(value, dict):
+        fresh = {name: _refresh(held.get(name), item) for name, item in value.items()}
+        held.clear()
+        held.update(fresh)
+        return held
+    if isinstance(held, list) and isinstance(value, list):
+        held[:] = value
+        return held
+    if isinstance(held, set) and isinstance(value, set):
+        held.clear()
+        held.update(value)
+        return held
+    return value

@@ -1,0 +1,32 @@
+"""Transports: how calls reach Redis. The only part of the library that knows redis-py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncsession.errors import ConfigurationError
+from asyncsession.protocol import Transport
+from asyncsession.transport import fake, pool
+
+__all__ = ["connect"]
+
+
+def connect(target: Any) -> Transport:
+    """Return the transport for a URL or a `redis.asyncio` client; nothing is opened yet.
+
+    Raises:
+        ConfigurationError: a scheme, an option or a client that is not supported.
+    """
+    if not isinstance(target, str):
+        return fake.of_client(target) if fake.is_fake(target) else pool.of_client(target)
+    scheme, separator, _rest = target.partition("://")
+    match scheme if separator else None:
+        case "redis" | "rediss" | "unix":
+            return pool.of_url(target)
+        case "embedded":
+            return pool.of_embedded(target)
+        case "memory":
+            return fake.of_url(target)
+    raise ConfigurationError(
+        "the URL of a store starts with redis://, rediss://, unix://, embedded:// or memory://"
+    )
