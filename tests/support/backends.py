@@ -20,7 +20,7 @@ __all__ = ["BACKENDS", "REAL", "Backend", "open_backend"]
 REAL = ("embedded", "valkey9", "redis8", "redis-system")
 BACKENDS = ("memory", *REAL)
 
-fakeredis.FakeServer()  # reads its tables from disk the first time, which would block the loop
+fakeredis.FakeRedis().ping()  # the first one reads tables from disk, which would block the loop
 
 
 class Backend:

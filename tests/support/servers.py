@@ -15,7 +15,6 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -54,16 +53,17 @@ def _redis_system() -> str | None:
     return shutil.which("redis-server") or shutil.which("valkey-server")
 
 
-FLAVOURS: dict[str, Callable[[], str | None]] = {
-    "valkey9": _valkey9,
-    "redis8": _redis8,
-    "redis-system": _redis_system,
+# The binaries, None where there is none. Looked for at once: on the event loop it would block.
+FLAVOURS: dict[str, str | None] = {
+    "valkey9": _valkey9(),
+    "redis8": _redis8(),
+    "redis-system": _redis_system(),
 }
 
 
 def available() -> list[str]:
     """Return the flavours that this machine can start."""
-    return [flavour for flavour, find in FLAVOURS.items() if find() is not None]
+    return [flavour for flavour, binary in FLAVOURS.items() if binary is not None]
 
 
 @cache
@@ -123,7 +123,7 @@ class Server:
     """
 
     def __init__(self, flavour: str, *, tls: bool = False, **config: str | int) -> None:
-        binary = FLAVOURS[flavour]()
+        binary = FLAVOURS[flavour]
         if binary is None:
             raise ServerFailed(f"{flavour} is not installed")
         self.flavour = flavour
