@@ -1,0 +1,158 @@
+"""Exactly once, whatever the network does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.backends import Backend
+from support.proxy import Fault, FaultProxy, is_script, seeded
+from support.scenarios import (
+    POLICIES,
+    failover_to_an_older_copy,
+    faulted_commits,
+    late_create,
+    late_duplicate_after_compaction,
+)
+
+from asyncsession import CommitOutcomeUnknown, StoreUnavailable
+
+LOSSES = (Fault.DROP, Fault.CUT, Fault.SWALLOW, Fault.LOST, Fault.LATE, Fault.TWICE)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_two_thousand_faulted_commits(valkey: Backend, seed: int) -> None:
+    assert valkey.port
+    async with FaultProxy(valkey.port, seeded(seed, 0.10, LOSSES)) as proxy:
+        tally = await faulted_commits(valkey, proxy, writers=16, commits=125, timeout=2)
+    assert tally.total == 2000
+    assert len(tally.acknowledged) > 0.98 * tally.total
+    assert sum(proxy.faults.values()) > 200
+
+
+async def test_most_calls_faulted(valkey: Backend) -> None:
+    """Where most calls go wrong many commits fail, and still every answer is true."""
+    assert valkey.port
+    async with FaultProxy(valkey.port, seeded(3, 0.85, LOSSES)) as proxy:
+        tally = await faulted_commits(valkey, proxy, writers=8, commits=20, timeout=0.4)
+    assert tally.unknown
+    assert tally.acknowledged
+
+
+async def test_a_reply_that_was_cut_is_one_commit(valkey: Backend) -> None:
+    assert valkey.port
+    faults = iter([Fault.CUT, Fault.SWALLOW, Fault.CUT])
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, merge=POLICIES, timeout=1)
+        session = await manager.load()
+        session["n"] = 1
+        await manager.save(session)
+        proxy.decide = lambda request: next(faults, Fault.PASS) if is_script(request) else Fault.PASS
+        session["n"] += 1
+        commit = await manager.save(session)
+        assert commit.attempts == 1, "lost replies are not attempts: the script answered once"
+        assert dict(session) == {"n": 2}
+        session["n"] += 1
+        await manager.save(session)
+    again = await valkey.manager().load(session.id)
+    assert (again["n"], again.version) == (3, 3)
+
+
+async def test_an_unanswered_commit_is_unknown_and_an_unsent_one_is_not(valkey: Backend) -> None:
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, timeout=0.4)
+        session = await manager.load()
+        session["a"] = 1
+        await manager.save(session)
+        proxy.decide = seeded(0, 1, [Fault.SWALLOW])
+        session["a"] = 2
+        with pytest.raises(CommitOutcomeUnknown):
+            await manager.save(session)
+        with pytest.raises(StoreUnavailable):
+            await manager.load(session.id)
+        proxy.decide = lambda _: Fault.PASS
+        await manager.save(session)
+        assert session["a"] == 2
+    unreachable = valkey.manager(f"redis://127.0.0.1:{proxy.port}/0", timeout=0.3)
+    session["a"] = 3
+    with pytest.raises(StoreUnavailable):
+        await unreachable.save(session)
+
+
+async def test_a_rotation_whose_reply_was_lost_happens_once(valkey: Backend) -> None:
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, merge=POLICIES, timeout=2)
+        session = await manager.load()
+        session["n"] = 1
+        await manager.save(session)
+        old = session.id
+        for fault in (Fault.CUT, Fault.SWALLOW, Fault.DROP, Fault.LATE):
+            faults = iter([fault])
+            proxy.decide = lambda r, f=faults: next(f, Fault.PASS) if is_script(r) else Fault.PASS
+            session["n"] += 1
+            await manager.rotate(session)
+            assert not session.is_stale
+        await proxy.drained()
+    direct = valkey.manager()
+    assert (await direct.load(session.id))["n"] == 5
+    assert (await direct.load(old)).is_new
+    live = [key for key in await valkey.keys() if (await valkey.redis.get(key))[3:4] == b"L"]
+    assert len(live) == 1
+
+
+async def test_late_duplicates(valkey: Backend) -> None:
+    await late_duplicate_after_compaction(valkey)
+    await late_create(valkey)
+
+
+async def test_a_failover_that_lost_a_write(valkey: Backend) -> None:
+    await failover_to_an_older_copy(valkey)
+
+
+async def test_a_copy_later_than_the_window_does_nothing(valkey: Backend) -> None:
+    """Even with every trace of the first copy gone, a copy from long ago is refused."""
+    assert valkey.port
+    sent: list[list[bytes]] = []
+
+    def keep(request: list[bytes]) -> Fault:
+        if is_script(request) and len(request) > 12:
+            sent.append(request)
+        return Fault.PASS
+
+    async with FaultProxy(valkey.port, keep) as proxy:
+        manager = valkey.manager(proxy.url)
+        session = await manager.load()
+        session["user"] = 42
+        await manager.save(session)
+    await valkey.redis.flushdb()
+    command = list(sent[-1])
+    late = 3 + 1 + 4  # ARGV[5] follows EVALSHA, the digest, the number of keys, and one key
+    command[late] = str(int(command[late]) - 16_000).encode()
+    reply = await valkey.redis.execute_command(*command)
+    assert reply[0] == 7
+    assert await valkey.keys() == []
+
+
+async def test_cancelled_saves_leave_no_connection_out_of_step(real_backend: Backend) -> None:
+    """Each save is cancelled a little later than the one before; then everybody gets their own."""
+    manager = real_backend.manager(merge=POLICIES)
+    sessions = [await manager.load() for _ in range(4)]
+    for number, session in enumerate(sessions):
+        session["owner"] = number
+        await manager.save(session)
+
+    async def work(number: int) -> None:
+        mine = await manager.load(sessions[number].id)
+        assert mine["owner"] == number
+        mine["n"] = mine.get("n", 0) + 1
+        await manager.save(mine)
+
+    for turns in range(60):
+        task = asyncio.ensure_future(work(turns % 4))
+        for _ in range(turns // 2):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*map(work, range(4)))
