@@ -30,6 +30,7 @@ from asyncsession.values import pack, unpack
 
 __all__ = [
     "FORMAT",
+    "HEADER_BYTES",
     "Chain",
     "Frame",
     "Kind",
@@ -46,6 +47,7 @@ FORMAT = b"aS\x01"
 """Magic, and the number of this format. A reader refuses any other number and writes nothing."""
 
 _HEADER = struct.Struct(">3s1s8s6s6s6s4x")
+HEADER_BYTES = _HEADER.size
 _FRAME = struct.Struct(">IH")
 _TRAILER = 6 + 16
 _TAG = 8

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from asyncsession.blob import Kind, Log, encode_frame, head, key_tag, read_frames
+from asyncsession.blob import HEADER_BYTES, Kind, Log, encode_frame, head, key_tag, read_frames
 from asyncsession.delta import Op, Review, encode, review
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone, SessionTooLarge
 from asyncsession.machine import COMMIT_WINDOW, RETRY_HORIZON, Budget, Reply, Settings, give_up
@@ -24,7 +24,6 @@ ROTATION_GRACE = 120.0
 than web servers and proxies let a request run by default (nginx 60, gunicorn 30)."""
 
 _MAX_HOPS = 16  # rotations one commit follows
-_HEADER_BYTES = 34
 _HEADROOM = 4  # the log may be this many times `max_bytes` until a commit folds it
 
 
@@ -217,7 +216,7 @@ class Draft:
             if self._snapshot and reply.code is Code.OK:
                 log.compacted(self._snapshot)
         else:
-            log, tail = Log.parse(reply.data[:_HEADER_BYTES]), reply.data[_HEADER_BYTES:]
+            log, tail = Log.parse(reply.data[:HEADER_BYTES]), reply.data[HEADER_BYTES:]
         if reply.code is Code.OK:
             split = len(tail)
             tail += self._own_frame(reply.now)
@@ -276,10 +275,10 @@ class Draft:
     def _check_size(self) -> bool:
         """Tell whether the log has to be folded to make room; raise if that would not be enough."""
         limit, log = self.settings.max_bytes, self._log
-        if _HEADER_BYTES + (log.length if log else 0) + len(self._frame) <= limit:
+        if HEADER_BYTES + (log.length if log else 0) + len(self._frame) <= limit:
             return False
-        before = _HEADER_BYTES + sum(log.sizes().values()) if log else 0
-        size = _HEADER_BYTES + sum(self._sizes().values())
+        before = HEADER_BYTES + sum(log.sizes().values()) if log else 0
+        size = HEADER_BYTES + sum(self._sizes().values())
         self._room = max(limit, before)  # a session above the limit may still get smaller
         if size > self._room:
             raise self._too_large(size)

@@ -210,7 +210,7 @@ class SessionManager:
         return await self._drive(verbs.destroy_all(self._settings, _principal(principal), keep))
 
     async def aclose(self) -> None:
-        """Close the connections. The manager can't be used after that."""
+        """Close the connections of this event loop; using the manager again opens new ones."""
         await self._transport.aclose()
 
     async def __aenter__(self) -> Self:

@@ -24,7 +24,7 @@ from redis.driver_info import DriverInfo
 from redis.exceptions import NoScriptError, RedisError
 
 from asyncsession.errors import ConfigurationError
-from asyncsession.protocol import Call, Refused, Transport
+from asyncsession.protocol import Call, Transport
 from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
 from asyncsession.transport.faults import after_sending, before_sending
@@ -102,7 +102,6 @@ class PoolTransport:
         self._options = options
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
         self._pid = os.getpid()
-        self._is_closed = False
 
     async def call(self, call: Call) -> list[Any]:
         """Run a script and return its reply."""
@@ -127,8 +126,7 @@ class PoolTransport:
         return reply
 
     async def aclose(self) -> None:
-        """Close the connections that the running loop has."""
-        self._is_closed = True
+        """Close the connections that the running loop has; another call would open new ones."""
         pool = self._pools.pop(_running_loop(), None)
         for connection in pool.idle if pool else ():
             await connection.disconnect()
@@ -137,8 +135,6 @@ class PoolTransport:
         return "redis"
 
     async def _pool(self) -> _Pool:
-        if self._is_closed:
-            raise Refused("the manager is closed", passing=False)
         if self._pid != os.getpid():  # forked: these sockets are the parent's
             self._pools, self._pid = WeakKeyDictionary(), os.getpid()
         loop = _running_loop()
