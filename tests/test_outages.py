@@ -123,7 +123,8 @@ async def test_wrong_password_and_missing_rights(server: Callable[..., Server]) 
         session["a"] = 1
         with pytest.raises(StoreUnavailable, match="(?i)no permissions|can't run this command"):
             await manager.save(session)
-        await saved(SessionManager(store.url))
+    async with SessionManager(store.url) as manager:
+        await saved(manager)
 
 
 async def test_unix_and_tls(server: Callable[..., Server]) -> None:

@@ -1,0 +1,144 @@
+"""What the README and the docs show is run, and what they state is so."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from support.backends import Backend
+from support.servers import Server
+
+from asyncsession import Commit, SessionManager, errors, machine
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+async def run(page: Path, store: str, **names: Any) -> dict[str, Any]:
+    """Run a page's Python blocks one after the other, and return the names they leave."""
+    for block in blocks(page, "python"):
+        before = names.get("manager")
+        source = re.sub(r'"(redis|embedded)://[^"]*"', repr(store), block)
+        code = compile(source, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if inspect.isawaitable(result := eval(code, names)):
+            await result
+        if before is not None and before is not names["manager"]:
+            await before.aclose()
+    return names
+
+
+async def test_readme(valkey: Backend) -> None:
+    names = await run(ROOT / "README.md", valkey.url)
+    async with names["manager"] as manager:
+        session_id = await names["handler"](None)
+        await names["buy"](session_id)
+        assert dict(await manager.load(session_id)) == {
+            "views": 1,
+            "prefs": {"theme": "dark"},
+            "stock": 0,
+        }
+        rotated = await names["login"](session_id, 42)
+        assert (await manager.load(session_id)).is_new
+        assert (await manager.load(rotated)).principal == "user:42"
+        assert await names["sign_out_everywhere"](42) == 1
+
+
+async def test_readme_application(valkey: Backend) -> None:
+    import httpx
+
+    first = blocks(ROOT / "README.md", "python")[0].replace("redis://localhost:6379/0", valkey.url)
+    names: dict[str, Any] = {}
+    exec(first, names)
+    transport = httpx.ASGITransport(app=names["app"])
+    async with (
+        names["manager"],
+        httpx.AsyncClient(transport=transport, base_url="http://test") as browser,
+    ):
+        views = [(await browser.get("/")).json()["views"] for _ in range(3)]
+    assert views == [1, 2, 3]
+
+
+async def test_merging(valkey: Backend) -> None:
+    manager = valkey.manager(prefix="session")
+    session = await manager.load()
+    session["balance"] = 100
+    await manager.save(session)
+    names = await run(
+        ROOT / "docs" / "merging.md", valkey.url, session=session, session_id=session.id
+    )
+    assert isinstance(names["commit"], Commit)
+    assert names["session"]["balance"] == 70
+    await names["manager"].aclose()
+
+
+async def test_guide(valkey: Backend) -> None:
+    names = await run(ROOT / "docs" / "guide.md", valkey.url)
+    async with names["manager"] as manager:
+        session = await manager.load()
+        await names["login"](session, 1)
+        assert (await manager.load(session.id)).principal == "user:1"
+        await names["logout"](session)
+        assert (await manager.load(session.id)).is_new
+
+
+@pytest.mark.parametrize("flavour", ["valkey9", "redis8", "redis-system"])
+async def test_the_rights_in_the_docs_are_enough(
+    get_server: Callable[[str], Server], flavour: str
+) -> None:
+    (rule,) = [b for b in blocks(ROOT / "docs" / "deploying.md", "") if b.startswith("ACL")]
+    server = get_server(flavour)
+    async with Redis.from_url(server.url) as admin:
+        await admin.execute_command(*rule.split())
+        try:
+            async with SessionManager(f"redis://app:secret@127.0.0.1:{server.port}/0") as manager:
+                session = await manager.load()
+                session["a"], session.principal = 1, "user:1"
+                await manager.save(session)
+                await manager.rotate(session)
+                await manager.touch(session)
+                assert len(await manager.sessions_of("user:1")) == 1
+                assert await manager.destroy_all("user:1") == 1
+                assert (await manager.load(session.id)).is_new
+        finally:
+            await admin.acl_deluser("app")
+
+
+def test_the_guide_lists_every_error_and_verb() -> None:
+    text = (ROOT / "docs" / "guide.md").read_text("utf-8")
+    for name in errors.__all__:
+        assert f"`{name}`" in text
+    for verb in vars(SessionManager):
+        if not verb.startswith("_") and verb != "aclose":
+            assert f"manager.{verb}(" in text, verb
+
+
+def test_the_numbers_in_the_docs_are_those_of_the_code() -> None:
+    options = inspect.signature(SessionManager).parameters
+    text = (ROOT / "docs" / "deploying.md").read_text("utf-8")
+    assert f"| `max_bytes` | {options['max_bytes'].default:,} |" in text
+    assert f"| `timeout` | {options['timeout'].default:g} s |" in text
+    assert f"at most {machine.MAX_TIMEOUT:g} s |" in text
+    assert options["idle_timeout"].default == 86_400
+    assert options["absolute_timeout"].default == 14 * 86_400
+    guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
+    assert f"later than {machine.COMMIT_WINDOW:g} seconds after" in guide
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text("utf-8")):
+        linked = (page.parent / target) if target else page
+        assert linked.exists(), target
+        headings = re.findall(r"^#+ (.*)$", linked.read_text("utf-8"), re.MULTILINE)
+        slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in slugs, anchor
