@@ -1,0 +1,306 @@
+"""The commit machine by hand: no store, no loop; replies and faults as a test wants them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+import pytest
+
+from asyncsession import (
+    CommitOutcomeUnknown,
+    InvalidSessionData,
+    Session,
+    SessionConflict,
+    SessionGone,
+    StoreUnavailable,
+    merge,
+    verbs,
+)
+from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, Log, encode_frame, head
+from asyncsession.delta import Op, encode
+from asyncsession.machine import COMMIT_WINDOW, Budget, Clock, Settings
+from asyncsession.merge import Policies
+from asyncsession.protocol import Call, Code, Lost, Pause, Refused
+
+T = TypeVar("T")
+Answer = Callable[[Call], Any]
+NOW = 1_800_000_000_000
+
+
+def settings(timeout: float = 5, **merging: Any) -> Settings:
+    made = Settings(
+        prefix="s",
+        idle_timeout=60,
+        absolute_timeout=600,
+        max_bytes=4096,
+        timeout=timeout,
+        policies=Policies(merging, merge.three_way),
+    )
+    made.clock.observe(NOW)
+    return made
+
+
+def frame(commit_id: bytes, **values: Any) -> bytes:
+    changes = {key: encode(Op.SET, value) for key, value in values.items()}
+    return encode_frame(changes) + NOW.to_bytes(6, "big") + commit_id.ljust(16, b"_")
+
+
+def blob(incarnation: bytes, *frames: bytes) -> bytes:
+    header = (
+        head(Kind.LIVE, incarnation) + NOW.to_bytes(6, "big") + (NOW + 10**6).to_bytes(6, "big")
+    )
+    return header + bytes(HEADER_BYTES - len(header)) + b"".join(frames)
+
+
+def stored(**values: Any) -> Session:
+    return Session("abc." + "x" * 32, Log.parse(blob(b"incarnat", frame(b"first", **values))))
+
+
+def drive(machine: Generator[Call | Pause, Any, T], *answers: Answer | Exception) -> T:
+    """Answer the machine's calls in order; more calls than answers fail the test."""
+    script = iter(answers)
+    try:
+        step = next(machine)
+        while True:
+            if isinstance(step, Pause):
+                assert 0 <= step.seconds <= 0.25
+                step = machine.send(None)
+                continue
+            answer = next(script)
+            step = (
+                machine.throw(answer)
+                if isinstance(answer, Exception)
+                else machine.send(answer(step))
+            )
+    except StopIteration as stop:
+        assert next(script, None) is None, "answers are left over"
+        result: T = stop.value
+        return result
+
+
+def reply(code: Code, *, found: int = 1, data: bytes = b"", now: int = NOW) -> Answer:
+    return lambda call: [code, call.args[1], now, found, data]
+
+
+LOST, AWAY, FULL = Lost("x"), Refused("down", passing=True), Refused("OOM", passing=False)
+
+
+def test_the_clock_is_never_ahead() -> None:
+    clock = Clock()
+    assert clock.now() is None
+    clock.observe(NOW)
+    seen = clock.now()
+    assert seen is not None
+    assert NOW - 1 <= seen <= NOW + 1000
+
+
+def test_a_commit_keeps_its_id_through_retries() -> None:
+    session, calls = stored(a=1), []
+    session["a"] = 2
+
+    def note(call: Call) -> Any:
+        calls.append(call)
+        return reply(Code.APPLIED, data=call.args[7] + NOW.to_bytes(6, "big") + call.args[1])(call)
+
+    machine = verbs.save(settings(), session)
+    first = next(machine)
+    assert isinstance(first, Call)
+    step = machine.throw(LOST)
+    while isinstance(step, Pause):
+        step = machine.send(None)
+    assert step.args == first.args
+    with pytest.raises(StopIteration) as stop:
+        machine.send(note(step))
+    assert stop.value.value.version == 2
+    assert dict(session) == {"a": 2}
+    assert not session.modified
+
+
+def test_refused_for_good_is_definite_and_immediate() -> None:
+    session = stored(a=1)
+    session["a"] = 2
+    with pytest.raises(StoreUnavailable, match="OOM"):
+        drive(verbs.save(settings(), session), FULL)
+    assert session.modified
+
+
+def test_refused_after_a_loss_is_unknown() -> None:
+    session = stored(a=1)
+    session["a"] = 2
+    with pytest.raises(CommitOutcomeUnknown):
+        drive(verbs.save(settings(), session), LOST, FULL)
+
+
+def test_a_store_that_stays_away_is_unavailable_at_the_deadline() -> None:
+    session = stored(a=1)
+    session["a"] = 2
+    begin = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        drive(verbs.save(settings(timeout=0.05), session), *[AWAY] * 100_000)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_lost_load_is_unavailable_not_unknown() -> None:
+    with pytest.raises(StoreUnavailable):
+        drive(verbs.load(settings(timeout=0.05), "abc." + "x" * 32), *[LOST] * 100_000)
+
+
+def test_the_reply_of_another_commit_is_not_taken() -> None:
+    session = stored(a=1)
+    session["a"] = 2
+    commit = drive(
+        verbs.save(settings(), session),
+        lambda _: [Code.OK, b"another" * 2 + b"__", NOW, 1, b""],
+        reply(Code.OK),
+    )
+    assert commit.attempts == 1
+
+
+def test_late_before_anything_was_lost_begins_anew() -> None:
+    """The server's clock has moved since it was last seen, as after a failover."""
+    made, session, ids = settings(), stored(a=1), []
+    session["a"] = 2
+
+    def late(call: Call) -> Any:
+        ids.append(call.args[1])
+        return reply(Code.LATE, now=NOW + 3_600_000)(call)
+
+    def fine(call: Call) -> Any:
+        ids.append(call.args[1])
+        window = round(COMMIT_WINDOW * 1000)
+        assert NOW + 3_600_000 < call.args[4] <= NOW + 3_600_000 + window + 1000  # type: ignore[operator]
+        return reply(Code.OK, now=NOW + 3_600_001)(call)
+
+    assert drive(verbs.save(made, session), late, fine).version == 2
+    assert ids[0] != ids[1]
+
+
+def test_late_after_a_loss_is_unknown() -> None:
+    session = stored(a=1)
+    session["a"] = 2
+    with pytest.raises(CommitOutcomeUnknown):
+        drive(verbs.save(settings(), session), LOST, reply(Code.LATE))
+
+
+def test_too_large_after_a_loss_is_unknown() -> None:
+    session = stored(a=1)
+    session["a"] = 2
+    fresh = [Code.OK, NOW, blob(b"incarnat", frame(b"first", a=1))]
+    with pytest.raises(CommitOutcomeUnknown):
+        drive(
+            verbs.save(settings(), session),
+            LOST,
+            reply(Code.TOO_LARGE, data=b"99999"),
+            lambda _: fresh,
+            reply(Code.TOO_LARGE, data=b"99999"),
+        )
+
+
+def test_too_large_is_tried_again_on_what_is_there_now_folded() -> None:
+    session = stored(a=1)
+    session["a"] = 2
+    fresh = [Code.OK, NOW, blob(b"incarnat", frame(b"first", a=1), frame(b"second", b=1))]
+
+    def folded(call: Call) -> Any:
+        assert call.args[9], "a snapshot goes along"
+        return reply(Code.OK)(call)
+
+    drive(
+        verbs.save(settings(), session),
+        reply(Code.TOO_LARGE, data=b"99999"),
+        lambda _: fresh,
+        folded,
+    )
+    assert dict(session) == {"a": 2, "b": 1}
+
+
+def test_conflict_resolves_on_their_value_and_keeps_the_rest() -> None:
+    session = stored(a=1, free=1)
+    session["a"], session["free"] = 5, 2
+    theirs = frame(b"theirs", a=3)
+
+    def second(call: Call) -> Any:
+        assert call.args[3] == b"theirs".ljust(16, b"_")
+        return reply(Code.OK)(call)
+
+    commit = drive(
+        verbs.save(settings(a=lambda base, ours, theirs: (base, ours, theirs)), session),
+        reply(Code.CONFLICT, data=theirs),
+        second,
+    )
+    assert dict(session) == {"a": [1, 5, 3], "free": 2}
+    assert (commit.attempts, commit.merged) == (2, ("a",))
+
+
+def test_conflicts_for_ever_end_in_a_conflict() -> None:
+    session = stored(a=1)
+    session["a"] = 5
+    number = iter(range(10**6))
+    with pytest.raises(SessionConflict) as caught:
+        drive(
+            verbs.save(settings(timeout=1, a=lambda base, ours, theirs: ours), session),
+            *[lambda c: reply(Code.CONFLICT, data=frame(b"%d" % (n := next(number)), a=-n))(c)]
+            * 1000,
+        )
+    assert caught.value.keys == ("a",)
+    assert session["a"] == 5
+
+
+def test_an_error_leaves_the_session_as_it_was() -> None:
+    session = stored(a=[1])
+    session["a"].append(2)
+    for answer, error in [
+        (reply(Code.GONE), SessionGone),
+        (reply(Code.UNREADABLE), InvalidSessionData),
+        (FULL, StoreUnavailable),
+    ]:
+        with pytest.raises(error):
+            drive(verbs.save(settings(), session), answer)
+        assert dict(session) == {"a": [1, 2]}
+        assert session.version == 1
+        assert not session.is_saving
+
+
+def test_what_a_newer_version_wrote_beside_ours_does_not_fail_our_commit() -> None:
+    session = stored(a=1)
+    session["a"] = 2
+    newer = encode_frame({"b": bytes([200])}) + NOW.to_bytes(6, "big") + b"n" * 16
+    commit = drive(verbs.save(settings(), session), reply(Code.OK, data=newer))
+    assert commit.attempts == 1
+    assert dict(session) == {"a": 2}
+
+
+def test_rotations_are_not_followed_for_ever() -> None:
+    session = stored(a=1)
+    session["a"] = 2
+    with pytest.raises(SessionConflict):
+        drive(verbs.save(settings(), session), *[reply(Code.MOVED, data=b"{abc}:next")] * 100)
+
+
+def test_a_first_commit_asks_for_the_clock() -> None:
+    made, session = settings(), Session()
+    made = Settings(**{f: getattr(made, f) for f in made.__slots__ if f != "clock"})
+    session["a"] = 1
+
+    def peek(call: Call) -> Any:
+        assert (call.script, call.args) == ("load", (FORMAT, 0, 0))
+        return [Code.GONE, NOW, b""]
+
+    def create(call: Call) -> Any:
+        assert call.args[2:4] == (0, b"")
+        return reply(Code.OK, found=0, data=blob(session.incarnation))(call)
+
+    assert drive(verbs.save(made, session), peek, create).version == 1
+    assert dict(session) == {"a": 1}
+
+
+def test_pauses_have_full_jitter_and_grow() -> None:
+    longest = 0.0
+    for _ in range(50):
+        budget = Budget(10)
+        pauses = [pause.seconds for _ in range(12) if (pause := budget.pause())]
+        assert pauses[0] <= 0.002
+        longest = max(longest, *pauses)
+    assert 0.1 < longest <= 0.25
