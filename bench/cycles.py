@@ -38,7 +38,7 @@ async def by_hand(redis: Redis, items: int, tasks: int) -> Cycle:
         await redis.set(f"hand:{task}", json.dumps(content(items)), ex=3600)
 
     async def cycle(task: int) -> None:
-        data = json.loads(await redis.get(f"hand:{task}"))
+        data = json.loads(await redis.get(f"hand:{task}") or "")
         data["n"] += 1
         await redis.set(f"hand:{task}", json.dumps(data), ex=3600)
 

@@ -494,7 +494,7 @@ async def test_idle_timeout(backend: Backend) -> None:
     (key,) = await backend.keys()
     assert 0 < await backend.redis.pttl(key) <= 300
     async with asyncio.timeout(5):
-        while await backend.redis.exists(key):
+        while await backend.redis.exists(key):  # noqa: ASYNC110  the server tells nobody
             await asyncio.sleep(0.02)
     session["a"] = 2
     with pytest.raises(SessionGone):
@@ -592,7 +592,9 @@ async def test_one_session_object_is_saved_by_one_task_at_a_time(real_backend: B
     manager = real_backend.manager()
     session = await manager.load()
     session["a"] = 1
-    results = await asyncio.gather(manager.save(session), manager.save(session), return_exceptions=True)
+    results = await asyncio.gather(
+        manager.save(session), manager.save(session), return_exceptions=True
+    )
     assert [type(result).__name__ for result in results] == ["Commit", "SessionError"]
     assert isinstance(results[1], SessionError)
 

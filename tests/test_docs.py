@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", page.read_text("utf-8"))
 
 
 async def run(page: Path, store: str, **names: Any) -> dict[str, Any]:
@@ -98,7 +98,7 @@ async def test_the_rights_in_the_docs_are_enough(
     (rule,) = [b for b in blocks(ROOT / "docs" / "deploying.md", "") if b.startswith("ACL")]
     server = get_server(flavour)
     async with Redis.from_url(server.url) as admin:
-        await admin.execute_command(*rule.split())
+        await admin.execute_command(*rule.split())  # type: ignore[no-untyped-call]
         try:
             async with SessionManager(f"redis://app:secret@127.0.0.1:{server.port}/0") as manager:
                 session = await manager.load()
@@ -136,7 +136,8 @@ def test_the_numbers_in_the_docs_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text("utf-8")):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text("utf-8"))
+    for target, anchor in links:
         linked = (page.parent / target) if target else page
         assert linked.exists(), target
         headings = re.findall(r"^#+ (.*)$", linked.read_text("utf-8"), re.MULTILINE)

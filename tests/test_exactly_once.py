@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from support.backends import Backend
-from support.proxy import Fault, FaultProxy, is_script, seeded
+from support.proxy import Decide, Fault, FaultProxy, is_script, seeded
 from support.scenarios import (
     POLICIES,
     failover_to_an_older_copy,
@@ -18,6 +18,12 @@ from support.scenarios import (
 from asyncsession import CommitOutcomeUnknown, StoreUnavailable
 
 LOSSES = (Fault.DROP, Fault.CUT, Fault.SWALLOW, Fault.LOST, Fault.LATE, Fault.TWICE)
+
+
+def once(*faults: Fault) -> Decide:
+    """Return a `decide` that gives these faults to the next scripts, one each."""
+    left = iter(faults)
+    return lambda request: next(left, Fault.PASS) if is_script(request) else Fault.PASS
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -41,13 +47,12 @@ async def test_most_calls_faulted(valkey: Backend) -> None:
 
 async def test_a_reply_that_was_cut_is_one_commit(valkey: Backend) -> None:
     assert valkey.port
-    faults = iter([Fault.CUT, Fault.SWALLOW, Fault.CUT])
     async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
         manager = valkey.manager(proxy.url, merge=POLICIES, timeout=1)
         session = await manager.load()
         session["n"] = 1
         await manager.save(session)
-        proxy.decide = lambda request: next(faults, Fault.PASS) if is_script(request) else Fault.PASS
+        proxy.decide = once(Fault.CUT, Fault.SWALLOW, Fault.CUT)
         session["n"] += 1
         commit = await manager.save(session)
         assert commit.attempts == 1, "lost replies are not attempts: the script answered once"
@@ -89,8 +94,7 @@ async def test_a_rotation_whose_reply_was_lost_happens_once(valkey: Backend) -> 
         await manager.save(session)
         old = session.id
         for fault in (Fault.CUT, Fault.SWALLOW, Fault.DROP, Fault.LATE):
-            faults = iter([fault])
-            proxy.decide = lambda r, f=faults: next(f, Fault.PASS) if is_script(r) else Fault.PASS
+            proxy.decide = once(fault)
             session["n"] += 1
             await manager.rotate(session)
             assert not session.is_stale

@@ -102,7 +102,8 @@ def test_a_commit_keeps_its_id_through_retries() -> None:
 
     def note(call: Call) -> Any:
         calls.append(call)
-        return reply(Code.APPLIED, data=call.args[7] + NOW.to_bytes(6, "big") + call.args[1])(call)
+        own: Any = call.args
+        return reply(Code.APPLIED, data=own[7] + NOW.to_bytes(6, "big") + own[1])(call)
 
     machine = verbs.save(settings(), session)
     first = next(machine)
@@ -238,11 +239,15 @@ def test_conflicts_for_ever_end_in_a_conflict() -> None:
     session = stored(a=1)
     session["a"] = 5
     number = iter(range(10**6))
+
+    def theirs(call: Call) -> Any:
+        n = next(number)
+        return reply(Code.CONFLICT, data=frame(b"%d" % n, a=-n))(call)
+
     with pytest.raises(SessionConflict) as caught:
         drive(
             verbs.save(settings(timeout=1, a=lambda base, ours, theirs: ours), session),
-            *[lambda c: reply(Code.CONFLICT, data=frame(b"%d" % (n := next(number)), a=-n))(c)]
-            * 1000,
+            *[theirs] * 1000,
         )
     assert caught.value.keys == ("a",)
     assert session["a"] == 5

@@ -169,9 +169,13 @@ async def test_sign_out_everywhere_beats_logins_under_way(real_backend: Backend)
         return session
 
     for _ in range(10):
-        *sessions, _ended = await asyncio.gather(
-            *(login() for _ in range(8)), manager.destroy_all("user:42")
-        )
-        alive = {s.incarnation for s in sessions if s is not None and not (await manager.load(s.id)).is_new}
+        ending = asyncio.create_task(manager.destroy_all("user:42"))
+        sessions = await asyncio.gather(*(login() for _ in range(8)))
+        await ending
+        alive = {
+            s.incarnation
+            for s in sessions
+            if s is not None and not (await manager.load(s.id)).is_new
+        }
         assert {s.incarnation for s in await manager.sessions_of("user:42")} == alive
         assert await manager.destroy_all("user:42") == len(alive)

@@ -13,8 +13,11 @@ from asyncsession.scripts import SCRIPTS
 
 NAMES = sorted(SCRIPTS)
 KEYWORDS = set(
-    "and break do else elseif end false for function if in local nil not or repeat return then true "
-    "until while".split()
+    re.findall(
+        r"\w+",
+        "and break do else elseif end false for function if in local nil not or repeat return"
+        " then true until while",
+    )
 )
 ALLOWED_GLOBALS = {"redis", "string", "table", "math", "tonumber", "tostring", "KEYS", "ARGV"}
 

@@ -30,5 +30,6 @@ if known and string.sub(blob, 5, HEAD) ~= string.sub(tombstone, 5, HEAD) then re
 local kind = string.sub(blob, 4, 4)
 if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1)} end
 if kind == 'D' then return {GONE, now, ''} end
-redis.call('SET', KEYS[1], string.sub(blob, 1, 3) .. 'D' .. string.sub(blob, 5, HEAD), 'PX', ARGV[2])
+local mark = string.sub(blob, 1, 3) .. 'D' .. string.sub(blob, 5, HEAD)
+redis.call('SET', KEYS[1], mark, 'PX', ARGV[2])
 return {OK, now, ''}

@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import anyio.to_thread
-from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
+from redis.asyncio import Connection, ConnectionPool, Redis, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
@@ -148,11 +148,9 @@ class _Pool:
 
     def __init__(self, options: _Options) -> None:
         # Replays are ours to decide; on RESP3 redis-py can't tell an unread reply from a push.
-        own = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
-        self._options = {"driver_info": _DRIVER} | options | own
-        self._class = (
-            self._options.pop("connection_class", None) or ConnectionPool().connection_class
-        )
+        self._options: _Options = {"driver_info": _DRIVER}
+        self._options |= options | {"retry": Retry(NoBackoff(), 0), "protocol": 2}
+        self._class: type[AbstractConnection] = self._options.pop("connection_class", Connection)
         self.slots = asyncio.Semaphore(self._options.pop("max_connections", _MAX_CONNECTIONS))
         self.idle: list[AbstractConnection] = []
 
@@ -161,10 +159,8 @@ class _Pool:
         if not self.idle:
             return self._class(**self._options)
         connection = self.idle.pop()
-        if (
-            connection.is_connected and await connection.can_read()
-        ):  # closed by the server meanwhile
-            await connection.disconnect(nowait=True)
+        if connection.is_connected and await connection.can_read():
+            await connection.disconnect(nowait=True)  # the server has closed it meanwhile
         return connection
 
 

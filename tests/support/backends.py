@@ -10,10 +10,10 @@ from typing import Any
 
 import fakeredis
 from redis.asyncio import Redis
-from support.servers import Server
 
 from asyncsession import SessionManager
 from asyncsession.transport import embedded, fake
+from support.servers import Server
 
 __all__ = ["BACKENDS", "REAL", "Backend", "open_backend"]
 

@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from support.backends import Backend
-from support.proxy import Fault, FaultProxy
+from redis.asyncio import Redis
 
 from asyncsession import (
     CommitOutcomeUnknown,
@@ -21,6 +20,8 @@ from asyncsession import (
     merge,
 )
 from asyncsession.ids import store_key
+from support.backends import Backend
+from support.proxy import Fault, FaultProxy
 
 POLICIES = {
     "n": merge.counter,
@@ -209,10 +210,8 @@ class Replay(FaultProxy):
 
     async def again(self) -> None:
         """Send the kept commit to the server once more, and wait for its answer."""
-        from redis.asyncio import Redis
-
         async with Redis(port=self._port, protocol=2) as redis:
-            await redis.execute_command(*self._commit)
+            await redis.execute_command(*self._commit)  # type: ignore[no-untyped-call]
 
 
 async def gone_is_gone(backend: Backend, *, slow_first: bool) -> None:
