@@ -273,16 +273,21 @@ class Draft:
         return self._frame + now.to_bytes(6, "big") + self._id
 
     def _check_size(self) -> bool:
-        """Tell whether the log has to be folded to make room; raise if that would not be enough."""
+        """Tell whether the log has no room for this frame unless it is folded.
+
+        Raises:
+            SessionTooLarge: the session itself would be, folded or not.
+        """
         limit, log = self.settings.max_bytes, self._log
-        if HEADER_BYTES + (log.length if log else 0) + len(self._frame) <= limit:
+        length = HEADER_BYTES + (log.length if log else 0) + len(self._frame)
+        if length <= limit:
             return False
         before = HEADER_BYTES + sum(log.sizes().values()) if log else 0
         size = HEADER_BYTES + sum(self._sizes().values())
         self._room = max(limit, before)  # a session above the limit may still get smaller
         if size > self._room:
             raise self._too_large(size)
-        return log is not None
+        return length > self._room * _HEADROOM
 
     def _sizes(self) -> dict[str, int]:
         log = self._log.copy() if self._log else Log(self.session.incarnation, 0, 0, 0)

@@ -11,10 +11,13 @@ from support.proxy import Fault, FaultProxy, is_script
 from asyncsession import merge
 
 
-async def test_a_small_change_of_a_large_session_sends_little(valkey: Backend) -> None:
+@pytest.mark.parametrize("room", [100, 2**16])
+async def test_a_small_change_of_a_large_session_sends_little(valkey: Backend, room: int) -> None:
+    """Also where the session all but fills what it may take."""
     assert valkey.port
     async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
-        manager = valkey.manager(proxy.url, merge={"n": merge.counter}, max_bytes=2**17)
+        limit = 64 * 1019 + room
+        manager = valkey.manager(proxy.url, merge={"n": merge.counter}, max_bytes=limit)
         session = await manager.load()
         for number in range(64):
             session[f"key{number}"] = "x" * 1000
@@ -39,6 +42,10 @@ async def test_round_trips(valkey: Backend) -> None:
 
     async with FaultProxy(valkey.port, count) as proxy:
         manager = valkey.manager(proxy.url)
+        async with manager.session() as first:  # the server gets to know the scripts
+            first["a"] = 1
+        await manager.destroy(await manager.load(first.id))
+        calls.clear()
         session = await manager.load()
         assert not calls
         session["a"] = 1
@@ -91,3 +98,19 @@ async def test_stored_bytes_stay_near_the_content(valkey: Backend, count: int) -
     assert log.length < 2 * count + 3000
     ids = 22 * 101  # those of the last half minute are remembered
     assert await valkey.redis.strlen(key) < log.length + ids + 34
+
+
+async def test_folded_ids_are_forgotten_after_the_horizon(
+    valkey: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = valkey.manager(merge={"n": merge.counter})
+    session = await manager.load()
+    session["n"] = 0
+    for horizon, limit in ((30.0, 22 * 200), (0.0, 34 * 80)):
+        monkeypatch.setattr("asyncsession.draft.RETRY_HORIZON", horizon)
+        for _ in range(100):
+            session["n"] += 1
+            await manager.save(session)
+        (key,) = await valkey.keys()
+        stored = await valkey.redis.strlen(key)
+        assert (stored > limit // 2) if horizon else (stored < limit), (horizon, stored)
