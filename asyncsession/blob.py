@@ -52,6 +52,7 @@ _FRAME = struct.Struct(">IH")
 _TRAILER = 6 + 16
 _TAG = 8
 
+_LATEST = 253_402_300_799_999  # ms; the end of the year 9999, which is the last that Python knows
 _MAX_FRAMES = 32  # each costs a reader about a microsecond to fold; a snapshot costs bytes to send
 _MIN_TAIL = 1024  # bytes of log beyond the snapshot that are never worth a compaction
 _CERTAIN = frozenset((Op.SET, Op.CREATE, Op.ADD, Op.MAXIMUM, Op.MINIMUM))  # they leave a value
@@ -172,6 +173,8 @@ class Log:
         if form != FORMAT or kind != Kind.LIVE:
             raise InvalidSessionData("what is stored is not a session of this format")
         log = cls(incarnation, *(int.from_bytes(number, "big") for number in numbers))
+        if max(log.created, log.deadline) > _LATEST:
+            raise InvalidSessionData("what is stored is not a session of this format")
         log.extend(blob[_HEADER.size :])
         return log
 
@@ -218,7 +221,10 @@ class Log:
         chain = self._chains.get(key, ())
         value = fold(chain)
         if len(chain) > 1 and value is not MISSING:
-            self._chains[key] = (bytes((Op.SET,)) + pack(value),)
+            try:
+                self._chains[key] = (bytes((Op.SET,)) + pack(value),)
+            except ValueError:
+                raise InvalidSessionData("a stored value is nested too deep") from None
         return value
 
     def packed(self, key: str) -> bytes:

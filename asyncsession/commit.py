@@ -17,27 +17,28 @@ from __future__ import annotations
 
 from asyncsession.blob import FORMAT, Log
 from asyncsession.draft import Commit, Draft, Rerun
-from asyncsession.errors import SessionConflict
+from asyncsession.errors import CommitOutcomeUnknown, SessionConflict
 from asyncsession.machine import Budget, Reply, Settings, send
 from asyncsession.protocol import Code, Machine
 from asyncsession.session import PRINCIPAL, Session
 
 __all__ = ["commit"]
 
-_MAX_ATTEMPTS = (
-    100  # conflicts in a row; at that point somebody holds the deadline open for nothing
-)
+_MAX_ATTEMPTS = 100  # conflicts in a row; by then the deadline is held open for nothing
 
 
-def commit(settings: Settings, budget: Budget, session: Session, *, successor: str | None = None,
+def commit(settings: Settings, budget: Budget, session: Session, *, new_id: str | None = None,
            serial: bool = False) -> Machine[Commit | Rerun]:  # fmt: skip
     """Commit what has changed in a session.
+
+    A commit that was sent and never answered is finished first, under its own id: saving again
+    after `CommitOutcomeUnknown`, or after a save was cancelled, does nothing twice.
 
     Args:
         settings: the manager's.
         budget: the time for it.
         session: settled on the merged state afterwards; unchanged where this raises.
-        successor: handle of the key to move the session to, for a rotation.
+        new_id: the id to move the session to, for a rotation.
         serial: guard every key that was read or written, and return `Rerun` on a conflict.
 
     Raises:
@@ -45,20 +46,49 @@ def commit(settings: Settings, budget: Budget, session: Session, *, successor: s
         InvalidSessionData: definite; nothing was written.
         CommitOutcomeUnknown: no answer came.
     """
-    draft = Draft(settings, session, successor, serial)
+    first = None
+    if isinstance(session.unanswered, Draft):
+        budget.unsure = True
+        first = yield from _complete(settings, budget, session.unanswered)
+        budget.unsure = False
+    draft = Draft(settings, session, new_id, serial)
+    if first is not None and not draft.is_needed:
+        return first
     if settings.clock.now() is None:
         yield from _peek(settings, budget, draft.handle)
     draft.stamp()
-    while draft.changes or draft.successor:
+    last = yield from _complete(settings, budget, draft)
+    if isinstance(first, Commit) and isinstance(last, Commit):
+        return first.followed_by(last)
+    return last
+
+
+def _complete(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit | Rerun]:
+    """Carry a draft through, and have the session remember it for as long as it is unanswered."""
+    session = draft.session
+    try:
+        outcome = yield from _attempt(settings, budget, draft)
+    except (CommitOutcomeUnknown, GeneratorExit):
+        session.unanswered = draft if draft.attempts else None
+        raise
+    except BaseException:
+        session.unanswered = None
+        raise
+    session.unanswered = None
+    return outcome
+
+
+def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit | Rerun]:
+    while draft.is_needed:
         draft.attempts += 1
-        session.was_sent = True
+        draft.session.was_sent = True
         reply = yield from send(settings, budget, "commit", draft.keys(), *draft.arguments())
         match reply.code:
             case Code.OK | Code.APPLIED:
                 return draft.finish(reply)
             case Code.CONFLICT:
                 draft.rebase(draft.theirs(reply))
-                if serial:
+                if draft.serial:
                     return Rerun(draft.base_log())
                 pause = budget.pause() if draft.attempts < _MAX_ATTEMPTS else None
                 if pause is None:
@@ -86,7 +116,7 @@ def _follow(settings: Settings, budget: Budget, draft: Draft, reply: Reply) -> M
     a second rotation is none, and a change of principal is refused unless the successor has the
     very same one.
     """
-    privileged = draft.successor is not None or PRINCIPAL in draft.changes
+    privileged = draft.new_id is not None or PRINCIPAL in draft.changes
     draft.move(reply)
     if not privileged:
         return

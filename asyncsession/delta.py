@@ -66,7 +66,12 @@ def diff(base: Any, ours: Any, depth: int = _DEPTH) -> bytes | None:
         return encode(Op.DELETE)
     if base is MISSING:
         return encode(Op.CREATE if isinstance(ours, (dict, list, tuple, set)) else Op.SET, ours)
-    if isinstance(base, dict) and isinstance(ours, dict) and depth:
+    if (
+        isinstance(base, dict)
+        and isinstance(ours, dict)
+        and depth
+        and operations.same_names(base, ours)
+    ):
         patch = {}
         for name in base | ours:
             change = diff(base.get(name, MISSING), ours.get(name, MISSING), depth - 1)
@@ -77,7 +82,8 @@ def diff(base: Any, ours: Any, depth: int = _DEPTH) -> bytes | None:
         return encode(Op.LIST, operations.list_change(base, ours))
     if isinstance(base, (set, frozenset)) and type(base) is type(ours):
         removed, added = operations.set_change(base, ours)
-        return encode(Op.UNION, (removed, type(ours)(added)))
+        if same(operations.reset(base, removed, added), ours):  # not if there are several NaNs
+            return encode(Op.UNION, (removed, type(ours)(added)))
     return encode(Op.SET, ours)
 
 
@@ -91,7 +97,7 @@ def apply(current: Any, delta: bytes) -> Any:
         return _apply(current, delta, _DEPTH)
     except Unfit:
         return current
-    except RecursionError:
+    except (RecursionError, ValueError):  # which of them depends on whose stack was too short
         raise InvalidSessionData("a stored value is nested too deep") from None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from asyncsession.blob import HEADER_BYTES, Kind, Log, encode_frame, head, key_tag, read_frames
 from asyncsession.delta import Op, Review, encode, review
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone, SessionTooLarge
+from asyncsession.ids import session_handle
 from asyncsession.machine import COMMIT_WINDOW, RETRY_HORIZON, Budget, Reply, Settings, give_up
 from asyncsession.merge import Refused
 from asyncsession.operations import MISSING, same
@@ -45,6 +46,16 @@ class Commit:
     overwritten: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
 
+    def followed_by(self, other: Commit) -> Commit:
+        """Return what became of this commit and the next one together."""
+        return Commit(
+            other.version,
+            self.attempts + other.attempts,
+            tuple(sorted({*self.merged, *other.merged})),
+            tuple(sorted({*self.overwritten, *other.overwritten})),
+            tuple(sorted({*self.dropped, *other.dropped})),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
@@ -57,11 +68,11 @@ class Draft:
     """One commit in the making: its changes, and the log they are based on."""
 
     def __init__(
-        self, settings: Settings, session: Session, successor: str | None, serial: bool
+        self, settings: Settings, session: Session, new_id: str | None, serial: bool
     ) -> None:
         self.settings = settings
         self.session = session
-        self.successor = successor
+        self.new_id = new_id
         self.serial = serial
         self.sent = session.changes(settings.policies)
         self.changes = dict(self.sent)
@@ -75,6 +86,11 @@ class Draft:
         self._fates: dict[str, Review] = {}
         self._guarded_principal = False
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(self.changes) or self.new_id is not None
+
     def stamp(self) -> None:
         """Give the commit an id, and the time until which a copy of it may take effect."""
         self._id = secrets.token_bytes(16)
@@ -87,7 +103,9 @@ class Draft:
 
     def keys(self) -> tuple[str, ...]:
         """Return the Redis keys of the commit."""
-        handles = (self.handle,) if self.successor is None else (self.handle, self.successor)
+        handles = [self.handle]
+        if self.new_id is not None:
+            handles.append(session_handle(self.new_id))
         return tuple(map(self.settings.key, handles))
 
     def arguments(self) -> tuple[bytes | str | int, ...]:
@@ -101,8 +119,9 @@ class Draft:
         fold = self._check_size() or (log is not None and log.outgrown) or self.reloaded
         self._snapshot = log.snapshot() if log and fold else b""
         tombstone = b""
-        if self.successor is not None:
-            tombstone = head(Kind.MOVED, self.session.incarnation) + self.successor.encode()
+        if self.new_id is not None:
+            tombstone = head(Kind.MOVED, self.session.incarnation)
+            tombstone += session_handle(self.new_id).encode()
         return (
             head(Kind.LIVE, self.session.incarnation),
             self._id,
@@ -166,7 +185,7 @@ class Draft:
 
     def yield_privilege(self, log: Log) -> None:
         """Give up rotating and changing the principal, in favour of whoever was faster."""
-        self.successor = None
+        self.new_id = None
         self._guarded_principal = True
         self.changes.pop(PRINCIPAL, None)
         self.rebase(log)
@@ -184,8 +203,10 @@ class Draft:
                 log.extend(self._own_frame(reply.now))
         if log is not None:
             self.session.settle(log, self.sent)
-        if self.successor is None:
+        if self.new_id is None:
             self.session.handle = self.handle
+        else:
+            self.session.assign(self.new_id)
         self.session.is_stale = self.stale or self.session.is_stale
         by_fate = {
             fate: tuple(sorted(k for k, f in self._fates.items() if f & fate)) for fate in Review

@@ -92,6 +92,6 @@ class StoreUnavailable(SessionError):
 class CommitOutcomeUnknown(SessionError):
     """A commit was sent, its answer never came: it took effect once, or not at all.
 
-    Load the session again to see which. It will not take effect later than the commit window
-    (`asyncsession.machine.COMMIT_WINDOW`) after it was first sent.
+    Saving the same session again finishes the same commit. After the commit window
+    (`asyncsession.machine.COMMIT_WINDOW`) it can't take effect any more; load anew to see.
     """

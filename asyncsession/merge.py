@@ -71,12 +71,17 @@ class Policies:
         default: for keys that `declared` does not name.
 
     Raises:
-        ConfigurationError: something that is neither a policy nor callable.
+        ConfigurationError: a key that is no string, or what is neither a policy nor callable.
     """
 
     def __init__(
         self, declared: Mapping[str, Policy | MergeFunction], default: Policy | MergeFunction
     ) -> None:
+        for key in declared:
+            if not isinstance(key, str):
+                raise ConfigurationError(
+                    f"merge policies go by session key, a string, not {type(key).__qualname__}"
+                )
         policies = {key: as_policy(policy) for key, policy in declared.items()}
         self._default = as_policy(default)
         self._patterns = [
@@ -141,7 +146,8 @@ def _union(base: Any, ours: Any) -> bytes | None:
     alike = isinstance(ours, sets) or operations.is_list(ours)
     if same(base, ours) or not alike:
         return _replace(base, ours)
-    if base is not MISSING and type(base) is not type(ours):
+    alike = type(base) is type(ours) or (operations.is_list(base) and operations.is_list(ours))
+    if base is not MISSING and not alike:
         return _replace(base, ours)
     removed, added = operations.set_change(() if base is MISSING else base, ours)
     container = type(ours)(added) if isinstance(ours, sets) else added

@@ -28,6 +28,7 @@ __all__ = [
     "relist",
     "reset",
     "same",
+    "same_names",
     "set_change",
 ]
 
@@ -107,6 +108,18 @@ def least(current: Any, candidate: Any) -> Any:
         raise Unfit from None
 
 
+def same_names(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    """Tell whether a sub-key of one dict names the same thing in the other.
+
+    It does not where 1 stands in one and True in the other, and NaN is never found again.
+    """
+    names = one.keys() | other.keys()
+    if all(type(name) is str for name in names):
+        return True
+    packed = set(map(pack, (*one, *other)))
+    return len(packed) == len(names) and all(name == name for name in names)
+
+
 def create(current: Any, value: Any) -> Any:
     """Put `value` where there was nothing, or join it with a like container created meanwhile."""
     if isinstance(current, dict) and isinstance(value, dict):
@@ -149,15 +162,15 @@ def reset(current: Any, removed: list[Any], added: Any) -> Any:
     """Return a set, or a list used as one, without `removed` and with `added`."""
     if current is MISSING:
         return added if added or not removed else MISSING
-    if isinstance(current, (set, frozenset)):
-        try:
-            return type(current)(current.difference(removed).union(added))
-        except TypeError:  # an item that is in a list, and can't be in a set
-            raise Unfit from None
-    if not is_list(current):
+    if not is_list(current) and not isinstance(current, (set, frozenset)):
         raise Unfit
     unwanted = set(map(pack, removed))
     kept = [item for item in current if pack(item) not in unwanted] if removed else list(current)
+    if not is_list(current):
+        try:
+            return type(current)(kept).union(added)
+        except TypeError:  # an item that is in a list, and can't be in a set
+            raise Unfit from None
     present = set(map(pack, kept))
     return kept + [item for item in added if pack(item) not in present]
 

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from asyncsession.blob import Log
-from asyncsession.delta import apply, diff
+from asyncsession.delta import apply
 from asyncsession.errors import InvalidSessionValue
 from asyncsession.ids import new_id, session_handle
-from asyncsession.merge import Policies, Policy
+from asyncsession.merge import Policies, Policy, three_way
 from asyncsession.operations import MISSING
-from asyncsession.values import pack_value, unpack
+from asyncsession.values import pack, pack_value, unpack
 
 __all__ = ["PRINCIPAL", "Change", "Session"]
 
@@ -54,9 +54,10 @@ class Session(MutableMapping[str, Any]):
         is_stale: the id was rotated away. Loaded so, the session is a new, anonymous one; rotated
             while this request was under way, its commits land in the successor, and it shows what
             it loaded and did itself. Leave the browser's cookie alone either way.
-        is_destroyed: `destroy` has ended it.
+        is_destroyed: it has ended: destroyed here, or found gone by a save or touch.
         is_saving: a commit of it is under way.
         was_sent: it is stored, or may be, since a commit of it was sent.
+        unanswered: the commit that was sent and never answered, if any; the next save finishes it.
     """
 
     def __init__(self, session_id: str = "", log: Log | None = None, handle: str = "") -> None:
@@ -67,10 +68,12 @@ class Session(MutableMapping[str, Any]):
         self.is_destroyed = False
         self.is_saving = False
         self.was_sent = log is not None
+        self.unanswered: object = None
         self._log = log
         self._held: dict[str, Any] = {}
         self._read: set[str] = set()
         self._read_all = False
+        self._policies = Policies({}, three_way)
 
     @property
     def log(self) -> Log | None:
@@ -130,7 +133,8 @@ class Session(MutableMapping[str, Any]):
             return True
 
     def __getitem__(self, key: str) -> Any:
-        value = MISSING if _is_reserved(key) else self._get(key, MISSING)
+        ours = isinstance(key, str) and not _is_reserved(key)
+        value = self._get(key, MISSING) if ours else MISSING
         if value is MISSING:
             raise KeyError(key)
         return value
@@ -140,6 +144,8 @@ class Session(MutableMapping[str, Any]):
             raise InvalidSessionValue(key, type(key), "session keys are strings")
         if _is_reserved(key):
             raise InvalidSessionValue(key, type(key), "a session key may not start with NUL")
+        if not _is_text(key):
+            raise InvalidSessionValue(key, type(key), "a session key may not hold lone surrogates")
         self._held[key] = value
 
     def __delitem__(self, key: str) -> None:
@@ -197,13 +203,16 @@ class Session(MutableMapping[str, Any]):
         Raises:
             InvalidSessionValue: naming the key and the type that cannot be kept.
         """
-        changes = {}
+        self._policies, changes = policies, {}
         for key, packed in self._differences():
             base = self._log.value(key) if self._log else MISSING
             policy = policies[key]
-            delta = policy.diff(base, self._held[key])
+            ours = self._held[key]
+            delta = policy.diff(base, ours)
             if delta is not None:
-                changes[key] = Change(base, self._held[key], packed, delta, policy)
+                if packed is not None and policy.resolve:
+                    ours = unpack(packed)  # as it is now, whatever becomes of what was handed out
+                changes[key] = Change(base, ours, packed, delta, policy)
         return changes
 
     def settle(self, log: Log, sent: dict[str, Change]) -> None:
@@ -225,7 +234,8 @@ class Session(MutableMapping[str, Any]):
                 old = before.packed(key) if before and key in before else None
             value = log.value(key)
             if packed != old:
-                later = diff(MISSING if old is None else unpack(old), held)
+                was = MISSING if old is None else unpack(old)
+                later = self._policies[key].diff(was, held)
                 target = value if later is None else apply(value, later)
             else:
                 target = value
@@ -258,6 +268,13 @@ def _is_reserved(key: object) -> bool:
     return isinstance(key, str) and key.startswith(_RESERVED)
 
 
+def _is_text(key: str) -> bool:
+    try:
+        return key.isascii() or bool(key.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def _moment(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
@@ -270,7 +287,12 @@ def _refresh(held: Any, value: Any) -> Any:
         held.update(fresh)
         return held
     if isinstance(held, list) and isinstance(value, list):
-        held[:] = value
+        mine: dict[bytes, list[Any]] = {}  # dicts and the like, by what they hold
+        for item in held:
+            if isinstance(item, (dict, list, set)):
+                mine.setdefault(pack(item), []).append(item)
+        alike = [mine.get(pack(item)) if mine else None for item in value]
+        held[:] = [same.pop(0) if same else item for item, same in zip(value, alike, strict=True)]
         return held
     if isinstance(held, set) and isinstance(value, set):
         held.clear()

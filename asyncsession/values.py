@@ -95,12 +95,16 @@ def unpack(packed: bytes) -> Any:
 
 def _check(key: str, value: Any, depth: int, sets: int) -> None:
     """Refuse what could be packed and not read again, and say which type is at fault."""
-    if not isinstance(value, _CONTAINERS):
+    if not isinstance(value, _CONTAINERS) or isinstance(value, msgpack.ExtType):
         if not isinstance(value, _SCALARS):
             raise InvalidSessionValue(key, type(value))
         return
     if isinstance(value, (set, frozenset)):
         sets -= 1
+        for item in value:
+            if not isinstance(item, (*_SCALARS, frozenset)):
+                reason = f"a set may not hold a {type(item).__qualname__}"
+                raise InvalidSessionValue(key, type(item), reason)
     if not depth or sets < 0:
         raise InvalidSessionValue(key, type(value), "containers are nested too deep")
     items: Iterable[Any] = value
@@ -139,8 +143,10 @@ def _to_ext(value: Any) -> msgpack.ExtType:
 
 
 def _pack_sorted(items: set[Any] | frozenset[Any]) -> bytes:
-    if set(map(type, items)) in ({str}, {int}, {bytes}):
-        return pack(sorted(items))  # in one go; items of several types can't be compared
+    types = set(map(type, items))
+    for plain in (str, int, bytes):
+        if all(issubclass(type_, plain) for type_ in types):
+            return pack(sorted(items))  # in one go; items of several types can't be compared
     header: bytes = msgpack.Packer().pack_array_header(len(items))
     return header + b"".join(sorted(map(pack, items)))
 
@@ -150,9 +156,9 @@ def _from_ext(depth: int, code: int, data: bytes) -> Any:
         case _Ext.BIG_INT:
             return int.from_bytes(data, "big", signed=True)
         case _Ext.SET:
-            return set(_unpack(data, depth + 1))
+            return set(_unpack_items(data, depth + 1))
         case _Ext.FROZENSET:
-            return frozenset(_unpack(data, depth + 1))
+            return frozenset(_unpack_items(data, depth + 1))
         case _Ext.DATETIME:
             return dt.datetime.fromisoformat(data.decode())
         case _Ext.DATE:
@@ -169,9 +175,30 @@ def _from_ext(depth: int, code: int, data: bytes) -> Any:
     raise ValueError(f"extension type {code} is not known to this version")
 
 
-def _unpack(packed: bytes, depth: int) -> Any:
+def _unpack_items(packed: bytes, depth: int) -> list[Any]:
+    """Return the items of a set, none of which can be a list or a dict.
+
+    msgpack makes room for what every list within lists promises to hold: some 80 MB at most, and
+    that once only, since there is nothing of the kind within sets.
+    """
     if depth > _MAX_SETS:
         raise InvalidSessionData("a stored value nests too many sets")
+    unpacker = msgpack.Unpacker(
+        None,
+        max_buffer_size=len(packed),
+        max_array_len=0,
+        max_map_len=0,
+        timestamp=3,
+        ext_hook=_EXT_HOOKS[depth],
+    )
+    unpacker.feed(packed)
+    count, items = unpacker.read_array_header(), list(unpacker)
+    if len(items) != count:
+        raise ValueError("a set does not end where it should")
+    return items
+
+
+def _unpack(packed: bytes, depth: int) -> Any:
     try:
         return msgpack.unpackb(
             packed, strict_map_key=False, timestamp=3, ext_hook=_EXT_HOOKS[depth]

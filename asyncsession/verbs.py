@@ -55,9 +55,9 @@ def load(settings: Settings, session_id: object) -> Machine[Session]:
     return session
 
 
-def save(settings: Settings, session: Session, successor: str | None = None) -> Machine[Commit]:
-    """Commit what has changed in `session`; `successor` is its new handle, for a rotation."""
-    outcome = yield from _exclusively(settings, session, successor, serial=False)
+def save(settings: Settings, session: Session, new_id: str | None = None) -> Machine[Commit]:
+    """Commit what has changed in `session`, and move it to `new_id` in the same step if given."""
+    outcome = yield from _exclusively(settings, session, new_id, serial=False)
     assert isinstance(outcome, Commit)
     return outcome
 
@@ -69,18 +69,13 @@ def save_serial(settings: Settings, session: Session) -> Machine[Commit | Rerun]
 
 def rotate(settings: Settings, session: Session) -> Machine[Commit]:
     """Give `session` a new id, and commit its unsaved changes in the same step."""
-    if session.is_destroyed:
-        raise _gone()
-    if session.is_new:
+    if session.is_new and not session.was_sent and not session.is_destroyed:
         session.assign(sibling_id(session.id))
+        session.is_stale = False  # this begins a session of its own, which deserves its cookie
         return (yield from save(settings, session))
     if session.is_stale or not session.id:
         return (yield from save(settings, session))  # the id is another's to change
-    new_id = sibling_id(session.id)
-    done = yield from save(settings, session, session_handle(new_id))
-    if not session.is_stale:
-        session.assign(new_id)
-    return done
+    return (yield from save(settings, session, sibling_id(session.id)))
 
 
 def touch(settings: Settings, session: Session) -> Machine[None]:
@@ -97,6 +92,7 @@ def touch(settings: Settings, session: Session) -> Machine[None]:
             break
         handle = _successor(reply)
     if reply.code is not Code.OK:
+        session.is_destroyed = True
         raise _gone()
 
 
@@ -151,7 +147,7 @@ def destroy_all(settings: Settings, principal: str, keep: Session | None = None)
 
 
 def _exclusively(
-    settings: Settings, session: Session, successor: str | None, *, serial: bool
+    settings: Settings, session: Session, new_id: str | None, *, serial: bool
 ) -> Machine[Commit | Rerun]:
     if session.is_destroyed:
         raise _gone()
@@ -159,31 +155,44 @@ def _exclusively(
         raise SessionError("this Session is being saved by another task; load one for each")
     session.is_saving = True
     try:
-        return (yield from _joining(settings, session, successor, serial=serial))
+        return (yield from _joining(settings, session, new_id, serial=serial))
+    except SessionGone:
+        session.is_destroyed = True
+        raise
     finally:
         session.is_saving = False
 
 
 def _joining(
-    settings: Settings, session: Session, successor: str | None, *, serial: bool
+    settings: Settings, session: Session, new_id: str | None, *, serial: bool
 ) -> Machine[Commit | Rerun]:
     """Commit, and keep the principal's index in step."""
     budget = Budget(settings.timeout)
-    principal, handle = session.held_principal, successor or session.handle
-    if principal is None or (principal == session.stored_principal and successor is None):
-        outcome = yield from commit(settings, budget, session, successor=successor, serial=serial)
-    else:
-        entry = ("add", handle, settings.absolute)
-        index = (settings.index(principal),)
-        listed = yield from send(settings, budget, "index", index, *entry, "")
-        outcome = yield from commit(settings, budget, session, successor=successor, serial=serial)
-        if isinstance(outcome, Commit) and not session.is_stale:
-            budget.unsure = True  # it is committed; that it may stay is not yet known
-            confirmed = yield from send(settings, budget, "index", index, *entry, listed.data[0])
-            if confirmed.code is Code.GONE:
-                yield from _end(settings, budget, handle, session.incarnation)
-                session.end()
-                raise SessionGone("all sessions of this principal were ended meanwhile")
+    principal = session.held_principal
+    if principal is None or (principal == session.stored_principal and new_id is None):
+        return (yield from commit(settings, budget, session, new_id=new_id, serial=serial))
+    index = (settings.index(principal),)
+    handle = session.handle if new_id is None else session_handle(new_id)
+    was_new = session.is_new
+    listed = yield from send(settings, budget, "index", index, "add", handle, settings.absolute, "")
+    outcome = yield from commit(settings, budget, session, new_id=new_id, serial=serial)
+    was_forwarded = session.is_stale and not was_new
+    if isinstance(outcome, Commit) and not was_forwarded:
+        budget.unsure = True  # it is committed; that it may stay is not yet known
+        confirmed = yield from send(
+            settings,
+            budget,
+            "index",
+            index,
+            "add",
+            session.handle,
+            settings.absolute,
+            listed.data[0],
+        )
+        if confirmed.code is Code.GONE:
+            yield from _end(settings, budget, session.handle, session.incarnation)
+            session.end()
+            raise SessionGone("all sessions of this principal were ended meanwhile")
     return outcome
 
 

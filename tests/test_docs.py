@@ -131,7 +131,7 @@ def test_the_numbers_in_the_docs_are_those_of_the_code() -> None:
     assert options["idle_timeout"].default == 86_400
     assert options["absolute_timeout"].default == 14 * 86_400
     guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
-    assert f"later than {machine.COMMIT_WINDOW:g} seconds after" in guide
+    assert f"for {machine.COMMIT_WINDOW:g} seconds after" in guide
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

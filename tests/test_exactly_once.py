@@ -78,11 +78,49 @@ async def test_an_unanswered_commit_is_unknown_and_an_unsent_one_is_not(valkey: 
             await manager.load(session.id)
         proxy.decide = lambda _: Fault.PASS
         await manager.save(session)
-        assert session["a"] == 2
+        assert (session["a"], session.version) == (2, 2), "the same commit, finished"
     unreachable = valkey.manager(f"redis://127.0.0.1:{proxy.port}/0", timeout=0.3)
     session["a"] = 3
     with pytest.raises(StoreUnavailable):
         await unreachable.save(session)
+
+
+async def test_saving_again_after_an_unknown_create(valkey: Backend) -> None:
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, merge=POLICIES, timeout=0.4)
+        await manager.load("abc." + "x" * 32)
+        session = await manager.load()
+        session["n"], session.principal = 1, "user:1"
+        proxy.decide = lambda r: Fault.SWALLOW if is_script(r) and len(r) > 12 else Fault.PASS
+        for _ in range(2):
+            with pytest.raises(CommitOutcomeUnknown):
+                await manager.save(session)
+        session["n"] += 1
+        proxy.decide = lambda _: Fault.PASS
+        await manager.save(session)
+        assert (session["n"], session.version) == (2, 2)
+        assert dict(await manager.load(session.id)) == {"n": 2}
+        assert await manager.destroy_all("user:1") == 1
+
+
+async def test_rotating_again_after_an_unknown_rotation(valkey: Backend) -> None:
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, merge=POLICIES, timeout=0.4)
+        session = await manager.load()
+        session["n"] = 1
+        await manager.save(session)
+        session["n"] += 1
+        session.principal = "user:1"
+        proxy.decide = lambda r: Fault.SWALLOW if is_script(r) and len(r) > 12 else Fault.PASS
+        with pytest.raises(CommitOutcomeUnknown):
+            await manager.rotate(session)
+        proxy.decide = lambda _: Fault.PASS
+        await manager.rotate(session)
+        assert dict(await manager.load(session.id)) == {"n": 2}
+        (listed,) = await manager.sessions_of("user:1")
+        assert listed.handle == session.handle
 
 
 async def test_a_rotation_whose_reply_was_lost_happens_once(valkey: Backend) -> None:

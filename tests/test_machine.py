@@ -257,15 +257,70 @@ def test_an_error_leaves_the_session_as_it_was() -> None:
     session = stored(a=[1])
     session["a"].append(2)
     for answer, error in [
-        (reply(Code.GONE), SessionGone),
         (reply(Code.UNREADABLE), InvalidSessionData),
         (FULL, StoreUnavailable),
+        (reply(Code.GONE), SessionGone),
     ]:
         with pytest.raises(error):
             drive(verbs.save(settings(), session), answer)
         assert dict(session) == {"a": [1, 2]}
         assert session.version == 1
         assert not session.is_saving
+    assert session.is_destroyed
+
+
+def test_saving_again_after_an_unknown_outcome_finishes_the_same_commit() -> None:
+    session, seen = stored(n=1), []
+    session["n"] += 1
+    made = settings(timeout=0.05, n=merge.counter)
+
+    def applied(call: Call) -> Any:
+        seen.append(call)
+        own: Any = call.args
+        return reply(Code.APPLIED, data=own[7] + NOW.to_bytes(6, "big") + own[1])(call)
+
+    def fine(call: Call) -> Any:
+        seen.append(call)
+        return reply(Code.OK)(call)
+
+    with pytest.raises(CommitOutcomeUnknown):
+        drive(verbs.save(made, session), *[LOST] * 100_000)
+    assert session.unanswered is not None
+    session["n"] += 5
+    commit = drive(verbs.save(made, session), applied, fine)
+    assert session["n"] == 7
+    assert commit.version == 3
+    assert seen[0].args[1] != seen[1].args[1]
+    assert not session.modified
+    assert session.unanswered is None
+
+
+def test_saving_again_after_a_cancelled_save_finishes_the_same_commit() -> None:
+    session = stored(n=1)
+    session["n"] += 1
+    made = settings(n=merge.counter)
+    machine = verbs.save(made, session)
+    first = next(machine)
+    machine.close()
+    assert isinstance(first, Call)
+
+    def fine(call: Call) -> Any:
+        assert call.args == first.args
+        return reply(Code.OK)(call)
+
+    assert drive(verbs.save(made, session), fine).version == 2
+    assert dict(session) == {"n": 2}
+
+
+def test_an_unanswered_commit_that_is_too_old_stays_unknown() -> None:
+    session = stored(n=1)
+    session["n"] += 1
+    made = settings(timeout=0.05)
+    with pytest.raises(CommitOutcomeUnknown):
+        drive(verbs.save(made, session), *[LOST] * 100_000)
+    for _ in range(2):
+        with pytest.raises(CommitOutcomeUnknown):
+            drive(verbs.save(made, session), reply(Code.LATE))
 
 
 def test_what_a_newer_version_wrote_beside_ours_does_not_fail_our_commit() -> None:

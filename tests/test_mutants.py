@@ -35,7 +35,7 @@ async def faults(backend: Backend) -> None:
 
 async def writers(backend: Backend) -> None:
     managers = [backend.manager(merge=POLICIES) for _ in range(2)]
-    await many_writers(managers, writers=8, commits=5)
+    await many_writers(managers, writers=16, commits=12)  # enough for several compactions
 
 
 async def gone(backend: Backend) -> None:

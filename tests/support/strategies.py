@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import struct
 import uuid
 from decimal import Decimal
+from itertools import permutations
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from asyncsession import merge
+from asyncsession.delta import apply
 from asyncsession.operations import MISSING
+from asyncsession.values import pack_value, unpack
 
 __all__ = [
+    "POLICIES",
     "edited",
+    "fold",
     "hashables",
     "image",
     "items",
     "numbers",
+    "orders",
     "pairs",
     "rivals",
     "scalars",
     "sequences",
     "sets",
+    "stored",
     "values",
 ]
 
-_offsets = st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23))
-_zones = st.one_of(st.just(dt.UTC), _offsets.map(dt.timezone))
+POLICIES = [
+    merge.three_way, merge.last_write, merge.counter, merge.maximum, merge.minimum, merge.union,
+    merge.append, merge.first_write, merge.reject,
+]  # fmt: skip
+
+# Of other machines' speed and load nothing follows.
+settings.register_profile(
+    "asyncsession",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("asyncsession")
+
+# Whole seconds: Python itself reads an offset of less than one as none at all.
+_seconds = st.integers(-86_399, 86_399)
+_zones = st.one_of(st.just(dt.UTC), _seconds.map(lambda s: dt.timezone(dt.timedelta(seconds=s))))
 _integers = st.one_of(
     st.integers(-3, 3),
     st.integers(),
@@ -155,10 +180,29 @@ pairs = st.one_of(
 
 rivals = st.one_of(
     values.flatmap(lambda base: st.tuples(st.just(base), edited(base), edited(base))),
-    sequences.flatmap(lambda base: st.tuples(st.just(base), edited(base, items), edited(base, items))),
+    sequences.flatmap(
+        lambda base: st.tuples(st.just(base), edited(base, items), edited(base, items))
+    ),
     st.tuples(_or_missing, _or_missing, _or_missing),
 )
 """(base, ours, theirs): what two requests made of the same value."""
+
+
+def stored(value: Any) -> Any:
+    """Return a value as it comes from the log: no tuples, nothing shared."""
+    return value if value is MISSING else unpack(pack_value("key", value))
+
+
+def fold(start: Any, *deltas: bytes | None) -> Any:
+    """Return what deltas, in this order, make of `start`; None changes nothing."""
+    for delta in deltas:
+        start = start if delta is None else apply(start, delta)
+    return start
+
+
+def orders(base: Any, *deltas: bytes | None) -> list[Any]:
+    """Return what deltas make of `base`, applied in every order."""
+    return [fold(stored(base), *order) for order in permutations(deltas)]
 
 
 def image(value: Any) -> Any:
@@ -171,13 +215,16 @@ def image(value: Any) -> Any:
     if kind in (list, tuple):
         return ["list", *map(image, value)]
     if kind is dict:
-        return ["dict", *sorted(([image(name), image(item)] for name, item in value.items()), key=repr)]
+        return [
+            "dict",
+            *sorted(([image(name), image(item)] for name, item in value.items()), key=repr),
+        ]
     if kind in (set, frozenset):
         return [kind.__name__, *sorted(map(image, value), key=repr)]
     if kind is int:
         return ["int", hex(value)]
     if kind is float:
-        return ["float", "nan" if value != value else struct.pack(">d", value).hex()]  # noqa: PLR0124
+        return ["float", "nan" if math.isnan(value) else struct.pack(">d", value).hex()]
     if kind in (dt.datetime, dt.date, dt.time):
         return [kind.__name__, value.isoformat()]
     if kind in (type(None), bool, str, bytes, dt.timedelta, Decimal, uuid.UUID):

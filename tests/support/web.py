@@ -1,22 +1,73 @@
-"""Web servers and clients for tests: uvicorn in the test's own event loop, and ASGI by hand."""
+"""Web servers, browsers and handlers for tests of the integrations."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
 
-__all__ = ["call", "cookies_of", "serve"]
+from asyncsession import SessionManager, merge
+from asyncsession.integrations.asgi import SessionMiddleware
+from asyncsession.integrations.cookies import Cookie
+
+__all__ = [
+    "CLEARED",
+    "Gate",
+    "Handler",
+    "answering",
+    "call",
+    "cookie",
+    "cookies_of",
+    "count",
+    "look",
+    "make_app",
+    "open_manager",
+    "plain",
+    "serve",
+    "stored",
+    "unreachable_manager",
+]
+
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+CLEARED = Cookie(secure=False).clear()
+"""What `SessionMiddleware` with `secure=False` sends to clear its cookie."""
+
+
+@asynccontextmanager
+async def open_manager() -> AsyncIterator[SessionManager]:
+    """Yield a manager on a real server of this process, with a prefix of its own."""
+    policies: dict[str, Any] = {"views": merge.counter, "seat": merge.reject}
+    async with SessionManager(
+        "embedded://web", prefix=secrets.token_hex(4), merge=policies, max_bytes=2048
+    ) as manager:
+        yield manager
+
+
+@asynccontextmanager
+async def unreachable_manager() -> AsyncIterator[SessionManager]:
+    """Yield a manager whose Redis refuses connections."""
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{bound.getsockname()[1]}"
+        async with SessionManager(url, timeout=0.1) as manager:
+            yield manager
 
 
 @asynccontextmanager
 async def serve(app: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve an ASGI application on a port of 127.0.0.1; yield a browser that keeps cookies."""
+    """Serve an ASGI application in this event loop; yield a browser that keeps cookies."""
     with socket.create_server(("127.0.0.1", 0)) as listener:  # connections queue up from here on
         port = listener.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", access_log=False))
@@ -29,26 +80,109 @@ async def serve(app: Any) -> AsyncIterator[httpx.AsyncClient]:
             await running
 
 
-def cookies_of(response: httpx.Response) -> list[str]:
-    """Return the Set-Cookie headers of a response."""
-    return response.headers.get_list("set-cookie")
-
-
 async def call(app: Any, *headers: tuple[bytes, bytes], **scope: Any) -> list[dict[str, Any]]:
     """Call an ASGI application once, and return what it sent."""
     sent: list[dict[str, Any]] = []
-    received = iter(
-        [{"type": "websocket.connect"}]
-        if scope.get("type") == "websocket"
-        else [{"type": "http.request", "body": b"", "more_body": False}]
-    )
+    is_websocket = scope.get("type") == "websocket"
+    is_connected = not is_websocket
 
     async def receive() -> MutableMapping[str, Any]:
-        return next(received)
+        nonlocal is_connected
+        is_connected = True
+        if is_websocket:
+            return {"type": "websocket.connect"}
+        return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: MutableMapping[str, Any]) -> None:
+        assert is_connected, "there is nothing to answer yet"
         sent.append(dict(message))
 
     basic = {"type": "http", "method": "GET", "path": "/", "query_string": b""}
     await app({**basic, "headers": list(headers), **scope}, receive, send)
     return sent
+
+
+def answering(*headers: tuple[bytes, bytes], values: dict[str, Any] | None = None) -> Any:
+    """Return an application that puts values into its session and answers with headers."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["session"].update(values or {})
+        await send({"type": "http.response.start", "status": 200, "headers": iter(headers)})
+        await send({"type": "http.response.body", "body": b"secret"})
+
+    return app
+
+
+def make_app(
+    manager: SessionManager, *handlers: Handler, inside: Any = (), **options: Any
+) -> Starlette:
+    """Return an application that serves each handler under its name, and below `/sub`.
+
+    Args:
+        inside: middleware between the session's and the handlers.
+        options: for Starlette.
+    """
+    routes = [Route(f"/{handler.__name__}", handler) for handler in handlers]
+    session = Middleware(SessionMiddleware, manager=manager, secure=False)
+    mount = Mount("/sub", app=Starlette(routes=routes))
+    return Starlette(routes=[*routes, mount], middleware=[session, *inside], **options)
+
+
+async def stored(manager: SessionManager, **values: Any) -> str:
+    """Return the id of a new session with these values."""
+    session = await manager.load()
+    session.update(values)
+    await manager.save(session)
+    return session.id
+
+
+def cookie(session_id: str) -> dict[str, str]:
+    """Return the request headers that send an id."""
+    return {"cookie": f"session={session_id}"}
+
+
+def cookies_of(response: httpx.Response) -> list[str]:
+    """Return the Set-Cookie headers of a response."""
+    return response.headers.get_list("set-cookie")
+
+
+async def plain(request: Request) -> Response:
+    """Ignore the session."""
+    return PlainTextResponse("hello")
+
+
+async def look(request: Request) -> Response:
+    """Show the session."""
+    return JSONResponse(dict(request.session))
+
+
+async def count(request: Request) -> Response:
+    """Count a view."""
+    request.session["views"] = request.session.get("views", 0) + 1
+    return PlainTextResponse(str(request.session["views"]))
+
+
+class Gate:
+    """A handler that reads its session, waits, and then changes it."""
+
+    def __init__(self, **values: Any) -> None:
+        self._entered, self._open = asyncio.Event(), asyncio.Event()
+        self._values = values
+
+    async def slow(self, request: Request) -> Response:
+        """Serve a request."""
+        dict(request.session)
+        self._entered.set()
+        await self._open.wait()
+        request.session.update(self._values)
+        return PlainTextResponse("slow")
+
+    async def hold(
+        self, request: Awaitable[httpx.Response], meanwhile: Awaitable[Any]
+    ) -> httpx.Response:
+        """Let `meanwhile` happen while a request for `slow` waits; return the response to it."""
+        task = asyncio.ensure_future(request)
+        await self._entered.wait()
+        await meanwhile
+        self._open.set()
+        return await task

@@ -1,0 +1,135 @@
+"""The session cookie: read from raw headers, issued and cleared as RFC 6265 and its successor say.
+
+Pure: no framework, no session, no store.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http.cookies import CookieError, Morsel
+from typing import Literal, TypeAlias
+
+from asyncsession.errors import ConfigurationError
+from asyncsession.ids import is_session_id
+
+__all__ = ["Cookie", "SameSite"]
+
+SameSite: TypeAlias = Literal["lax", "strict", "none"]
+
+# An id has 36 bytes: with such a name, all fits the 4,096 that browsers keep (ASVS 5.0 3.3.5).
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,255}", re.ASCII)
+_PATH = re.compile(r"/[!-:<-~]*", re.ASCII)
+_DOMAIN = re.compile(r"\.?[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.ASCII | re.IGNORECASE)
+_LONG_AGO = "Thu, 01 Jan 1970 00:00:00 GMT"
+
+
+@dataclass(frozen=True, slots=True)
+class Cookie:
+    """How the cookie with the session id looks. It is always HttpOnly (ASVS 5.0 3.3.4).
+
+    Attributes:
+        name: empty for the default: `__Host-session` where the browser would accept that (secure,
+            path "/", no domain; ASVS 5.0 3.3.3), else `session`.
+        secure: sent over HTTPS only. False is for development without it.
+        same_site: "none", for embedded pages, needs `secure`.
+        path: the part of the site that gets the cookie.
+        domain: the cookie goes to its subdomains as well; None for this host alone.
+        max_age: seconds that the browser keeps it, counted from when it was issued, which is not
+            repeated while the session keeps its id; None until the browser is closed.
+
+    Raises:
+        ConfigurationError: browsers would refuse it, or it could not be written in a header.
+    """
+
+    name: str = ""
+    secure: bool = True
+    same_site: SameSite = "lax"
+    path: str = "/"
+    domain: str | None = None
+    max_age: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            host_only = self.secure and self.path == "/" and self.domain is None
+            object.__setattr__(self, "name", "__Host-session" if host_only else "session")
+        _check_name(self)
+        if self.same_site not in ("lax", "strict", "none"):
+            raise ConfigurationError('same_site: "lax", "strict" or "none"')
+        if self.same_site == "none" and not self.secure:
+            raise ConfigurationError('same_site: browsers refuse "none" without secure')
+        if not _PATH.fullmatch(self.path):
+            raise ConfigurationError('path: begins with "/"; ASCII without blanks and semicolons')
+        if self.domain is not None and not _DOMAIN.fullmatch(self.domain):
+            raise ConfigurationError("domain: a host name, without a port, or None")
+        age = self.max_age
+        if age is not None and (not isinstance(age, int) or isinstance(age, bool) or age < 1):
+            raise ConfigurationError("max_age: whole seconds, at least 1, or None")
+        try:
+            self.clear()
+        except CookieError as error:
+            raise ConfigurationError(f"the cookie cannot be written: {error}") from None
+
+    def read(self, raw_headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """Return the session id that a client sent; None for anything that could not be one.
+
+        Names are compared as bytes, so that no lookalike passes for a prefixed cookie. Two cookies
+        of the name count as none: one was planted, and nobody can tell which. A value that is not
+        of the form of our ids counts as none as well, however long it is.
+
+        Args:
+            raw_headers: of the request, as pairs. Several Cookie headers are one (RFC 9113 8.2.3).
+        """
+        wanted = self.name.encode("ascii")
+        values = []
+        for header, line in raw_headers:
+            if header.lower() != b"cookie":
+                continue
+            for pair in line.split(b";"):
+                name, equals, value = pair.strip(b" \t").partition(b"=")
+                if equals and name == wanted:
+                    values.append(value)
+        session_id = values[0].decode("latin-1") if len(values) == 1 else None
+        return session_id if is_session_id(session_id) else None
+
+    def issue(self, session_id: str) -> str:
+        """Return the value of the Set-Cookie header that gives a client its id."""
+        morsel = self._morsel(session_id)
+        if self.max_age is not None:
+            morsel["max-age"] = self.max_age
+        return morsel.OutputString()
+
+    def clear(self) -> str:
+        """Return the value of the Set-Cookie header that makes a client forget its id."""
+        morsel = self._morsel("")
+        morsel["max-age"] = 0
+        morsel["expires"] = _LONG_AGO
+        return morsel.OutputString()
+
+    def _morsel(self, value: str) -> Morsel[str]:
+        morsel: Morsel[str] = Morsel()
+        morsel.set(self.name, value, value)
+        # Browsers tell cookies apart by name, domain and path, and refuse to clear a prefixed one
+        # with fewer attributes than it was issued with.
+        morsel["path"] = self.path
+        morsel["domain"] = self.domain or ""
+        morsel["secure"] = self.secure
+        morsel["httponly"] = True
+        morsel["samesite"] = self.same_site.capitalize()
+        return morsel
+
+
+def _check_name(cookie: Cookie) -> None:
+    if not _NAME.fullmatch(cookie.name):
+        raise ConfigurationError("cookie name: a token of RFC 6265, at most 255 characters")
+    name = cookie.name.lower()  # browsers see the prefixes in any case
+    if name.startswith(("__host-", "__secure-", "__http-")) and not cookie.secure:
+        raise ConfigurationError(
+            f"cookie name: browsers refuse {cookie.name!r} without secure; over plain HTTP, in "
+            "development, leave the name out"
+        )
+    if name.startswith("__host-") and (cookie.path != "/" or cookie.domain is not None):
+        raise ConfigurationError(
+            f'cookie name: browsers refuse {cookie.name!r} with a domain, or a path other than "/"'
+        )

@@ -1,0 +1,45 @@
+"""Sessions for FastAPI: the middleware, and the session as a dependency.
+
+    app.add_middleware(SessionMiddleware, manager=manager)
+
+    @app.post("/login")
+    async def login(session: CurrentSession) -> None:
+        session.principal = "user:42"
+        await manager.rotate(session)
+
+In tests, `app.dependency_overrides[current_session]` puts another session in its place.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from fastapi import Depends
+from fastapi.requests import HTTPConnection
+
+from asyncsession.errors import ConfigurationError
+from asyncsession.integrations.asgi import SessionMiddleware
+from asyncsession.session import Session
+
+__all__ = ["CurrentSession", "SessionMiddleware", "current_session"]
+
+
+async def current_session(connection: HTTPConnection) -> Session:
+    """Return the session of a request or WebSocket.
+
+    Raises:
+        ConfigurationError: `SessionMiddleware` is not switched on.
+    """
+    session = connection.scope.get("session")
+    if not isinstance(session, Session):
+        found = "no session" if session is None else f"a session of {type(session).__module__}"
+        raise ConfigurationError(
+            f"there is {found} in the request: switch on the middleware with "
+            "app.add_middleware(asyncsession.integrations.fastapi.SessionMiddleware, "
+            "manager=manager), and no other session middleware inside it"
+        )
+    return session
+
+
+CurrentSession: TypeAlias = Annotated[Session, Depends(current_session)]
+"""The session of the request, as a parameter of a path operation or dependency."""
