@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgpack
 
-from asyncsession.delta import Op, apply
+from asyncsession.delta import Op, fold
 from asyncsession.errors import InvalidSessionData
 from asyncsession.operations import MISSING
 from asyncsession.values import pack, unpack
@@ -37,7 +37,6 @@ __all__ = [
     "Log",
     "encode_frame",
     "encode_payload",
-    "fold",
     "head",
     "key_tag",
     "read_frames",
@@ -54,7 +53,7 @@ _TAG = 8
 
 _LATEST = 253_402_300_799_999  # ms; the end of the year 9999, which is the last that Python knows
 _MAX_FRAMES = 32  # each costs a reader about a microsecond to fold; a snapshot costs bytes to send
-_MIN_TAIL = 1024  # bytes of log beyond the snapshot that are never worth a compaction
+_MIN_TAIL = 256  # bytes of log beyond the snapshot that are not worth a compaction
 _CERTAIN = frozenset((Op.SET, Op.CREATE, Op.ADD, Op.MAXIMUM, Op.MINIMUM))  # they leave a value
 _MAX_OP = max(Op)
 
@@ -123,14 +122,6 @@ def read_frames(log: bytes) -> Iterator[Frame]:
             raise InvalidSessionData("the stored log ends within a frame")
         stamp = int.from_bytes(log[end : end + 6], "big")
         yield Frame(_decode_payload(log[start:end]), stamp, log[end + 6 : at], 4 + length)
-
-
-def fold(chain: Iterable[bytes], start: Any = MISSING) -> Any:
-    """Return the value that deltas, oldest first, make of `start`; `MISSING` if they delete it."""
-    value = start
-    for delta in chain:
-        value = apply(value, delta)
-    return value
 
 
 class Log:

@@ -12,7 +12,10 @@ delta that cannot act on what it meets (a number to add, and text is there) leav
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum, IntFlag
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from asyncsession import operations
@@ -20,7 +23,7 @@ from asyncsession.errors import InvalidSessionData
 from asyncsession.operations import MISSING, Unfit, same
 from asyncsession.values import pack, unpack
 
-__all__ = ["Op", "Review", "apply", "diff", "encode", "review"]
+__all__ = ["Op", "Review", "apply", "diff", "encode", "fold", "review"]
 
 
 class Op(IntEnum):
@@ -82,7 +85,7 @@ def diff(base: Any, ours: Any, depth: int = _DEPTH) -> bytes | None:
         return encode(Op.LIST, operations.list_change(base, ours))
     if isinstance(base, (set, frozenset)) and type(base) is type(ours):
         removed, added = operations.set_change(base, ours)
-        if same(operations.reset(base, removed, added), ours):  # not if there are several NaNs
+        if same(operations.reset(base, (removed, added)), ours):  # not if there are several NaNs
             return encode(Op.UNION, (removed, type(ours)(added)))
     return encode(Op.SET, ours)
 
@@ -99,6 +102,22 @@ def apply(current: Any, delta: bytes) -> Any:
         return current
     except (RecursionError, ValueError):  # which of them depends on whose stack was too short
         raise InvalidSessionData("a stored value is nested too deep") from None
+
+
+def fold(chain: Iterable[bytes], start: Any = MISSING) -> Any:
+    """Return the value that deltas, oldest first, make of `start`; `MISSING` if they delete it."""
+    value = start
+    for op, run in groupby(chain, itemgetter(0)):
+        deltas = list(run)
+        if op == Op.UNION and len(deltas) > 1:
+            try:
+                value = operations.reset(value, *(_decode(delta)[1] for delta in deltas))
+                continue
+            except Unfit:
+                pass  # one of them is; the others are not
+        for delta in deltas:
+            value = apply(value, delta)
+    return value
 
 
 def review(base: Any, theirs: Any, delta: bytes) -> Review:
@@ -135,7 +154,7 @@ def _apply(current: Any, delta: bytes, depth: int) -> Any:
         case Op.LIST:
             return operations.relist(current, *operand)
         case Op.UNION:
-            return operations.reset(current, *operand)
+            return operations.reset(current, operand)
         case Op.ADD:
             amount, base, ours = (*operand, MISSING, MISSING)[:3]
             return (

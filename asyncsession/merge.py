@@ -151,7 +151,7 @@ def _union(base: Any, ours: Any) -> bytes | None:
         return _replace(base, ours)
     removed, added = operations.set_change(() if base is MISSING else base, ours)
     container = type(ours)(added) if isinstance(ours, sets) else added
-    if base is MISSING or same(operations.reset(base, removed, container), ours):
+    if base is MISSING or same(operations.reset(base, (removed, container)), ours):
         return encode(Op.UNION, [removed, ours if base is MISSING else container])
     return diff(base, ours)  # the order of a list was changed, or an item repeated
 

@@ -141,46 +141,73 @@ def relist(current: Any, removed: list[Any], appended: list[Any]) -> Any:
         raise Unfit
     if not removed:
         return [*(() if current is MISSING else current), *appended]
-    unwanted = Counter(map(pack, removed))
-    moved = unwanted & Counter(map(pack, appended))
+    unwanted = Counter(map(_name, removed))
+    moved = unwanted & Counter(map(_name, appended))
     kept = []
     for item in () if current is MISSING else current:
-        if unwanted[name := pack(item)] > 0:
+        if unwanted[name := _name(item)] > 0:
             unwanted[name] -= 1
         else:
             kept.append(item)
     lost = moved & unwanted  # to be moved, and not found
     for item in appended:
-        if lost[name := pack(item)] > 0:
+        if lost[name := _name(item)] > 0:
             lost[name] -= 1
         else:
             kept.append(item)
     return MISSING if current is MISSING and removed and not kept else kept
 
 
-def reset(current: Any, removed: list[Any], added: Any) -> Any:
-    """Return a set, or a list used as one, without `removed` and with `added`."""
-    if current is MISSING:
-        return added if added or not removed else MISSING
-    if not is_list(current) and not isinstance(current, (set, frozenset)):
-        raise Unfit
-    unwanted = set(map(pack, removed))
-    kept = [item for item in current if pack(item) not in unwanted] if removed else list(current)
-    if not is_list(current):
-        try:
-            return type(current)(kept).union(added)
-        except TypeError:  # an item that is in a list, and can't be in a set
-            raise Unfit from None
-    present = set(map(pack, kept))
-    return kept + [item for item in added if pack(item) not in present]
+def reset(current: Any, *changes: tuple[list[Any], Any]) -> Any:
+    """Return a set, or a list used as one, after changes that each have items (removed, added).
+
+    Several at once come cheaper than one after the other, and to the same.
+    """
+    for number, (removed, added) in enumerate(changes):
+        if current is MISSING:
+            current = added if added or not removed else MISSING
+        elif isinstance(current, (set, frozenset)):
+            current = _reset_set(current, removed, added)
+        elif is_list(current):
+            return _reset_list(current, changes[number:])
+        else:
+            raise Unfit
+    return current
+
+
+def _reset_set(current: Any, removed: list[Any], added: Any) -> Any:
+    unwanted = set(map(_name, removed))
+    kept = [item for item in current if _name(item) not in unwanted] if removed else current
+    try:
+        return type(current)(kept).union(added)
+    except TypeError:  # an item that is in a list, and can't be in a set
+        raise Unfit from None
+
+
+def _reset_list(current: list[Any], changes: Iterable[tuple[list[Any], Any]]) -> list[Any]:
+    items, present = list(current), set(map(_name, current))
+    for removed, added in changes:
+        if removed:
+            unwanted = set(map(_name, removed))
+            items = [item for item in items if _name(item) not in unwanted]
+            present -= unwanted
+        fresh = [item for item in added if _name(item) not in present]
+        items += fresh
+        present.update(map(_name, fresh))
+    return items
+
+
+def _name(item: Any) -> Any:
+    """Return what two items have in common if and only if they are the same in the log."""
+    return item if type(item) is str else pack(item)
 
 
 def list_change(base: list[Any], ours: list[Any]) -> tuple[list[Any], list[Any]]:
     """Return the items (removed, appended) with which `relist` makes `ours` of `base`."""
     kept, removed = 0, []
-    names = list(map(pack, ours))
+    names = list(map(_name, ours))
     for item in base:
-        if kept < len(names) and pack(item) == names[kept]:
+        if kept < len(names) and _name(item) == names[kept]:
             kept += 1
         else:
             removed.append(item)
@@ -192,7 +219,7 @@ def list_change(base: list[Any], ours: list[Any]) -> tuple[list[Any], list[Any]]
 
 def set_change(base: Iterable[Any], ours: Iterable[Any]) -> tuple[list[Any], list[Any]]:
     """Return the items (removed, added) with which `reset` makes `ours` of `base`."""
-    before, after = ({pack(item): item for item in items} for items in (base, ours))
+    before, after = ({_name(item): item for item in items} for items in (base, ours))
     removed = [item for name, item in before.items() if name not in after]
     added = [item for name, item in after.items() if name not in before]
     return removed, added

@@ -232,6 +232,8 @@ class Session(MutableMapping[str, Any]):
                 old = sent[key].packed
             else:
                 old = before.packed(key) if before and key in before else None
+            if packed == old == stored and stored is not None:
+                continue
             value = log.value(key)
             if packed != old:
                 was = MISSING if old is None else unpack(old)

@@ -27,7 +27,8 @@ from support.logs import (
 from support.strategies import image, values
 
 from asyncsession import delta as delta_module
-from asyncsession.blob import Log, encode_frame, encode_payload, fold, key_tag, read_frames
+from asyncsession.blob import Log, encode_frame, encode_payload, key_tag, read_frames
+from asyncsession.delta import fold
 from asyncsession.delta import Op, diff, encode
 from asyncsession.operations import MISSING
 from asyncsession.values import pack, unpack

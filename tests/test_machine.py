@@ -256,11 +256,12 @@ def test_conflicts_for_ever_end_in_a_conflict() -> None:
 def test_an_error_leaves_the_session_as_it_was() -> None:
     session = stored(a=[1])
     session["a"].append(2)
-    for answer, error in [
+    refusals: list[tuple[Answer | Exception, type[Exception]]] = [
         (reply(Code.UNREADABLE), InvalidSessionData),
         (FULL, StoreUnavailable),
         (reply(Code.GONE), SessionGone),
-    ]:
+    ]
+    for answer, error in refusals:
         with pytest.raises(error):
             drive(verbs.save(settings(), session), answer)
         assert dict(session) == {"a": [1, 2]}
