@@ -199,7 +199,9 @@ def _reset_list(current: list[Any], changes: Iterable[tuple[list[Any], Any]]) ->
 
 def _name(item: Any) -> Any:
     """Return what two items have in common if and only if they are the same in the log."""
-    return item if type(item) is str else pack(item)
+    if type(item) is str:
+        return item
+    return str.__str__(item) if isinstance(item, str) else pack(item)
 
 
 def list_change(base: list[Any], ours: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
+from enum import StrEnum
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from support.strategies import image, orders, sequences
 
 from asyncsession import merge
-from asyncsession.delta import Op, Review, apply, review
+from asyncsession.delta import Op, Review, apply, fold, review
 from asyncsession.errors import ConfigurationError
 from asyncsession.merge import MISSING, Policies, Policy, Refused, as_policy
 
@@ -262,3 +264,33 @@ def test_nothing_appended_is_lost(
     one, two = orders(start, *deltas)
     assert image(one) == image([*base, *ours, *theirs])
     assert image(two) == image([*base, *theirs, *ours])
+
+
+_union_pairs = st.one_of(
+    st.tuples(sequences | st.just(MISSING), sequences),
+    st.tuples(_few.map(set) | st.just(MISSING), _few.map(set)),
+)
+
+
+@given(st.one_of(sequences, _few.map(set), _few), st.lists(_union_pairs, min_size=1, max_size=4))
+def test_a_run_of_unions_is_folded_as_it_would_be_one_by_one(
+    start: Any, changes: list[tuple[Any, Any]]
+) -> None:
+    deltas = [delta for base, ours in changes if (delta := merge.union.diff(base, ours))]
+    for current in (start, MISSING, "text"):
+        expected = reduce(apply, deltas, current)
+        before = image(current)
+        assert image(fold(deltas, current)) == image(expected)
+        assert image(current) == before
+
+
+class Role(StrEnum):
+    ADMIN = "admin"
+
+
+@pytest.mark.parametrize("kind", [set, frozenset, list])
+def test_an_item_of_a_subclass_is_the_plain_item(kind: type) -> None:
+    """It is stored as such, so assigning it again neither removes nor adds anything."""
+    base, ours = kind(["admin"]), kind([Role.ADMIN, "new"])
+    for policy in (merge.union, merge.three_way):
+        assert both(policy, base, ours, kind([]))[0] == kind(["new"])

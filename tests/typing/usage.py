@@ -1,0 +1,94 @@
+"""What users write. It is type-checked and never run."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, assert_type
+
+from fastapi import FastAPI
+from redis.asyncio import Redis
+
+from asyncsession import (
+    Commit,
+    CommitOutcomeUnknown,
+    Session,
+    SessionConflict,
+    SessionGone,
+    SessionManager,
+    SessionTooLarge,
+    merge,
+)
+from asyncsession.integrations.fastapi import CurrentSession, SessionMiddleware
+
+
+def longest(base: Any, ours: str, theirs: str) -> str:
+    return max(ours, theirs, key=len)
+
+
+manager = SessionManager(
+    "redis://localhost:6379/0",
+    prefix="shop",
+    idle_timeout=timedelta(hours=1),
+    absolute_timeout=86_400,
+    merge={"views": merge.counter, "cart:*": merge.union, "draft": longest},
+    default_merge=merge.last_write,
+    max_bytes=10_000,
+    timeout=2.5,
+)
+SessionManager(Redis())
+
+app = FastAPI()
+app.add_middleware(SessionMiddleware, manager=manager, secure=False)
+
+
+@app.get("/")
+async def page(session: CurrentSession) -> dict[str, int]:
+    session["views"] = session.get("views", 0) + 1
+    assert_type(session, Session)
+    return {"views": session["views"]}
+
+
+async def verbs(session_id: str | None) -> None:
+    async with manager:
+        session = await manager.load(session_id)
+        assert_type(session, Session)
+        session["prefs"]["theme"] = "dark"
+        session.setdefault("cart", []).append("apple")
+        commit = await manager.save(session)
+        assert_type(commit, Commit)
+        assert_type(commit.overwritten, tuple[str, ...])
+        async with manager.session(session_id) as other:
+            assert_type(other.principal, str | None)
+            other.principal = "user:42"
+        assert_type(await manager.rotate(session), Commit)
+        assert_type(session.created_at, datetime | None)
+        assert_type(await manager.sessions_of("user:42"), list[Session])
+        assert_type(await manager.destroy_all("user:42", keep=session), int)
+        await manager.touch(session)
+        await manager.destroy(session)
+        await manager.destroy("some id")
+
+
+async def updates(session_id: str) -> None:
+    def plain(session: Session) -> None:
+        session["stock"] -= 1
+
+    async def coroutine(session: Session) -> None:
+        session["stock"] -= 1
+
+    assert_type(await manager.update(session_id, plain), Session)
+    await manager.update(session_id, coroutine)
+    await manager.update(session_id, lambda session: session.update(a=1))
+    await manager.update(session_id, lambda session: session.pop("a", None))
+
+
+async def errors(session: Session) -> str:
+    try:
+        await manager.save(session)
+    except SessionConflict as conflict:
+        return ", ".join(conflict.keys)
+    except SessionTooLarge as too_large:
+        return f"{too_large.bytes} of {too_large.limit}: {too_large.largest[0][0]}"
+    except (SessionGone, CommitOutcomeUnknown):
+        return "log in again"
+    return "saved"
