@@ -1,13 +1,14 @@
 """The blob: a header and then a log of frames, one for each commit.
 
     blob    magic 2 | format 1 | kind 1 | incarnation 8 | created 6 | deadline 6 | folded 6
-            | retired length 4 | retired: (stamp 6 | commit id 16)... | frame...
+            | forgotten 6 | retired length 4 | retired: (stamp 6 | commit id 16)... | frame...
     frame   length 4 | tags n 2 | n x key tag 8 | payload | stamp 6 | commit id 16
 
 All numbers are big-endian; times are milliseconds of the server's clock. `length` counts what
 follows it. A payload is MessagePack: key -> delta. `folded` counts the commits that are no longer
-frames of their own; `retired` lists their ids, and the scripts leave that part out of what they
-send: to a reader the log follows the header at once, and offsets into it stay what they are.
+frames of their own; `retired` lists the ids of the latest, `forgotten` is the stamp of the newest
+one that is listed no more. The scripts leave the list out of what they send: to a reader the log
+follows the header at once, and offsets into it stay what they are.
 
 Compaction replaces the frames up to a known one by a single frame with the same trailer, so a
 snapshot is a frame like any other: readers know one shape only.
@@ -45,7 +46,7 @@ __all__ = [
 FORMAT = b"aS\x01"
 """Magic, and the number of this format. A reader refuses any other number and writes nothing."""
 
-_HEADER = struct.Struct(">3s1s8s6s6s6s4x")
+_HEADER = struct.Struct(">3s1s8s6s6s6s10x")
 HEADER_BYTES = _HEADER.size
 _FRAME = struct.Struct(">IH")
 _TRAILER = 6 + 16

@@ -102,6 +102,10 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
                 if found.code is Code.OK:  # else the next attempt says what has become of it
                     draft.rebase(Log.parse(found.data))
             case Code.LATE if not budget.unsure and draft.attempts < _MAX_ATTEMPTS:
+                pause = budget.pause()
+                if pause is None:
+                    raise draft.failure(reply, budget)
+                yield pause
                 draft.stamp()  # the server's clock has moved; this copy was not done, so begin anew
             case _:
                 raise draft.failure(reply, budget)

@@ -11,7 +11,15 @@ from asyncsession.blob import HEADER_BYTES, Kind, Log, encode_frame, head, key_t
 from asyncsession.delta import Op, Review, encode, review
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone, SessionTooLarge
 from asyncsession.ids import session_handle
-from asyncsession.machine import COMMIT_WINDOW, RETRY_HORIZON, Budget, Reply, Settings, give_up
+from asyncsession.machine import (
+    COMMIT_WINDOW,
+    KEPT_IDS,
+    RETRY_HORIZON,
+    Budget,
+    Reply,
+    Settings,
+    give_up,
+)
 from asyncsession.merge import Refused
 from asyncsession.operations import MISSING, same
 from asyncsession.protocol import Code
@@ -92,9 +100,9 @@ class Draft:
         return bool(self.changes) or self.new_id is not None
 
     def stamp(self) -> None:
-        """Give the commit an id, and the time until which a copy of it may take effect."""
+        """Give the commit an id and a time, both of which it keeps through all its retries."""
         self._id = secrets.token_bytes(16)
-        self._not_after = (self.settings.clock.now() or 0) + round(COMMIT_WINDOW * 1000)
+        self._issued = self.settings.clock.now() or 0
 
     def base_log(self) -> Log:
         """Return the log that the changes are based on."""
@@ -127,14 +135,16 @@ class Draft:
             self._id,
             log.length if log else 0,
             log.tip if log else b"",
-            self._not_after,
+            self._issued,
             settings.idle,
             settings.absolute,
             self._frame,
             self._guards(),
             self._snapshot,
             self._room * _HEADROOM,
+            round(COMMIT_WINDOW * 1000),
             round(RETRY_HORIZON * 1000),
+            KEPT_IDS,
             tombstone,
             round(ROTATION_GRACE * 1000),
         )
@@ -291,7 +301,7 @@ class Draft:
         return self.session.log.value(PRINCIPAL) if self.session.log else MISSING
 
     def _own_frame(self, now: int) -> bytes:
-        return self._frame + now.to_bytes(6, "big") + self._id
+        return self._frame + max(now, self._issued).to_bytes(6, "big") + self._id
 
     def _check_size(self) -> bool:
         """Tell whether the log has no room for this frame unless it is folded.

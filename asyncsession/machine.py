@@ -14,6 +14,7 @@ from asyncsession.protocol import Call, Code, Lost, Machine, Pause, Refused
 
 __all__ = [
     "COMMIT_WINDOW",
+    "KEPT_IDS",
     "MAX_TIMEOUT",
     "RETRY_HORIZON",
     "Budget",
@@ -29,6 +30,10 @@ MAX_TIMEOUT = 10.0
 COMMIT_WINDOW = 15.0
 """Seconds after a commit was first sent in which a copy of it may take effect. The scripts refuse
 later copies by the server's own clock, so nothing delayed in the network can surprise anybody."""
+
+KEPT_IDS = 1024
+"""Folded commit ids that a blob remembers at the most, so that a session that is written to without
+pause stays small (22 KB). A copy that was issued before one that is forgotten is refused."""
 
 RETRY_HORIZON = 30.0
 """Seconds for which the ids of folded commits and the tombstones of ended sessions are kept: the

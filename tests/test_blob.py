@@ -28,8 +28,7 @@ from support.strategies import image, values
 
 from asyncsession import delta as delta_module
 from asyncsession.blob import Log, encode_frame, encode_payload, key_tag, read_frames
-from asyncsession.delta import fold
-from asyncsession.delta import Op, diff, encode
+from asyncsession.delta import Op, diff, encode, fold
 from asyncsession.operations import MISSING
 from asyncsession.values import pack, unpack
 

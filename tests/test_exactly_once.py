@@ -13,6 +13,7 @@ from support.scenarios import (
     faulted_commits,
     late_create,
     late_duplicate_after_compaction,
+    late_duplicate_of_a_forgotten_commit,
 )
 
 from asyncsession import CommitOutcomeUnknown, StoreUnavailable
@@ -146,6 +147,7 @@ async def test_a_rotation_whose_reply_was_lost_happens_once(valkey: Backend) -> 
 
 async def test_late_duplicates(valkey: Backend) -> None:
     await late_duplicate_after_compaction(valkey)
+    await late_duplicate_of_a_forgotten_commit(valkey)
     await late_create(valkey)
 
 

@@ -16,6 +16,7 @@ from support.scenarios import (
     gone_is_gone,
     late_create,
     late_duplicate_after_compaction,
+    late_duplicate_of_a_forgotten_commit,
     many_writers,
 )
 
@@ -88,6 +89,12 @@ SCRIPT_MUTANTS: dict[str, tuple[str, str, str, Scenario]] = {
         "history = ''",
         late_duplicate_after_compaction,
     ),
+    "what is forgotten is not noted": (
+        "commit",
+        "forgotten = math.max(forgotten, math.min(number(history, keep, 6), now))",
+        "",
+        late_duplicate_of_a_forgotten_commit,
+    ),
     "no tombstone": (
         "destroy",
         "redis.call('SET', KEYS[1], mark, 'PX', ARGV[2])",
@@ -103,7 +110,7 @@ SCRIPT_MUTANTS: dict[str, tuple[str, str, str, Scenario]] = {
     "tombstones are no obstacle": (
         "commit",
         "if kind ~= 'L' then return reply(GONE) end",
-        "if kind ~= 'L' then blob = head .. bytes(now, 6) .. bytes(2^47, 6) .. bytes(0, 10) end",
+        "if kind ~= 'L' then blob = head .. bytes(now, 6) .. bytes(2^47, 6) .. bytes(0, 16) end",
         gone,
     ),
     "guards unchecked": (

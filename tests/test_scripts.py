@@ -83,4 +83,4 @@ def test_python_and_lua_agree_on_the_header() -> None:
     for name in ("commit", "load", "touch"):
         (sizes,) = re.findall(r"^local HEAD, HEADER(?:, TRAILER)? = ([\d, ]+)$", body(name), re.M)
         assert sizes.split(", ")[:2] == ["12", str(HEADER_BYTES)]
-    assert Log.parse(FORMAT + b"L" + b"i" * 8 + bytes(22)).version == 0
+    assert Log.parse(FORMAT + b"L" + b"i" * 8 + bytes(28)).version == 0

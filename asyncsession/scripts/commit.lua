@@ -7,7 +7,7 @@
 -- ARGV[2]   commit id: 16 random bytes
 -- ARGV[3]   base length: bytes of log that the committer has seen; 0 to create
 -- ARGV[4]   base tip: id of the last commit it has seen; empty to create
--- ARGV[5]   not after: ms on the server's clock; a later copy of this request does nothing
+-- ARGV[5]   issued: ms on the server's clock as the committer knew it when it first sent this
 -- ARGV[6]   idle timeout, ms
 -- ARGV[7]   absolute timeout, ms; used when creating
 -- ARGV[8]   frame, without its stamp and commit id
@@ -15,9 +15,11 @@
 --           key; empty for none, and to create
 -- ARGV[10]  snapshot of the base: the payload of the frame that replaces it; empty for none
 -- ARGV[11]  size limit of header and log, bytes
--- ARGV[12]  retry horizon, ms: how long folded commit ids are remembered
--- ARGV[13]  tombstone: what the old key holds after a rotation
--- ARGV[14]  how long it holds it, ms
+-- ARGV[12]  window, ms: copies of this request that come later after it was issued do nothing
+-- ARGV[13]  horizon, ms: how long folded commit ids are remembered
+-- ARGV[14]  how many folded commit ids are remembered at the most
+-- ARGV[15]  tombstone: what the old key holds after a rotation
+-- ARGV[16]  how long it holds it, ms
 --
 -- Returns   {code, commit id, now, base found (0 or 1), data}
 --   OK         data: frames between the base and this one; without the base, header and whole log
@@ -26,11 +28,12 @@
 --   GONE       destroyed, expired, or another session
 --   MOVED      data: the handle of the successor
 --   TOO_LARGE  data: the size in bytes that was asked for
---   LATE       past `not after`; not done by this copy
+--   LATE       not done by this copy: outside its window, or so old that its id may be forgotten
 --   UNREADABLE what is there is not of this format
 
 local OK, APPLIED, CONFLICT, GONE, MOVED, TOO_LARGE, LATE, UNREADABLE = 1, 2, 3, 4, 5, 6, 7, 8
-local HEAD, HEADER, TRAILER = 12, 34, 22
+local HEAD, HEADER, TRAILER = 12, 40, 22
+local SLACK = 1000 -- ms that a committer's idea of this clock may run ahead of it
 local sub = string.sub
 
 local function number(text, at, size)
@@ -51,7 +54,9 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local head, id, guards = ARGV[1], ARGV[2], ARGV[9]
-local creating = ARGV[4] == ''
+local creating, issued = ARGV[4] == '', tonumber(ARGV[5])
+local outside = issued > now + SLACK or now > issued + ARGV[12]
+local stamp = math.max(now, issued)
 
 local function reply(code, found, data)
   return {code, id, now, found or 0, data or ''}
@@ -59,7 +64,7 @@ end
 
 local key = KEYS[1]
 local blob = redis.call('GET', key)
-local rotated = KEYS[2] and blob == ARGV[13]
+local rotated = KEYS[2] and blob == ARGV[15]
 if rotated then
   key = KEYS[2]
   blob = redis.call('GET', key)
@@ -67,8 +72,8 @@ end
 
 if not blob then
   if not creating then return reply(GONE) end
-  if now > tonumber(ARGV[5]) then return reply(LATE) end
-  blob = head .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. bytes(0, 10)
+  if outside then return reply(LATE) end
+  blob = head .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. bytes(0, 16)
 else
   if sub(blob, 1, 3) ~= sub(head, 1, 3) then return reply(UNREADABLE) end
   if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return reply(GONE) end
@@ -77,7 +82,7 @@ else
   if kind ~= 'L' then return reply(GONE) end
 end
 
-local retired = number(blob, 31, 4)
+local retired, forgotten = number(blob, 37, 4), number(blob, 31, 6)
 local log = HEADER + retired
 local base = log + ARGV[3]
 local found = base > log and sub(blob, base - 15, base) == ARGV[4]
@@ -92,7 +97,9 @@ local function answer(code)
 end
 
 if string.find(blob, id, 1, true) then return answer(APPLIED) end
-if rotated or (creating and #blob > log) or now > tonumber(ARGV[5]) then return reply(LATE) end
+if outside or rotated or issued <= forgotten or (creating and #blob > log) then
+  return reply(LATE)
+end
 
 if guards ~= '' then
   if not found then return answer(CONFLICT) end
@@ -110,22 +117,25 @@ end
 
 local header, history, frames = sub(blob, 1, HEADER), sub(blob, HEADER + 1, log), sub(blob, log + 1)
 if ARGV[10] ~= '' and found then
-  local cutoff, keep = now - ARGV[12], 1
-  while keep <= #history and number(history, keep, 6) < cutoff do keep = keep + TRAILER end
-  local ids, folded, at = {sub(history, keep)}, 0, log + 1
+  local ids, folded, at = {history}, 0, log + 1
   while at <= base do
     at = at + 4 + number(blob, at, 4)
     folded = folded + 1
-    if at <= base and number(blob, at - TRAILER, 6) >= cutoff then
-      ids[#ids + 1] = sub(blob, at - TRAILER, at - 1)
-    end
+    if at <= base then ids[#ids + 1] = sub(blob, at - TRAILER, at - 1) end
   end
   history = table.concat(ids)
+  local keep, spare = 1, #history - TRAILER * ARGV[14]
+  while keep <= #history and (keep <= spare or number(history, keep, 6) < now - ARGV[13]) do
+    forgotten = math.max(forgotten, math.min(number(history, keep, 6), now))
+    keep = keep + TRAILER
+  end
+  history = sub(history, keep)
   local body = bytes(0, 2) .. ARGV[10] .. sub(blob, base - TRAILER + 1, base)
   frames = bytes(#body, 4) .. body .. sub(blob, base + 1)
-  header = sub(blob, 1, 24) .. bytes(number(blob, 25, 6) + folded - 1, 6) .. bytes(#history, 4)
+  local count = number(blob, 25, 6) + folded - 1
+  header = sub(blob, 1, 24) .. bytes(count, 6) .. bytes(forgotten, 6) .. bytes(#history, 4)
 end
-frames = frames .. ARGV[8] .. bytes(now, 6) .. id
+frames = frames .. ARGV[8] .. bytes(stamp, 6) .. id
 
 if HEADER + #frames > tonumber(ARGV[11]) then return reply(TOO_LARGE, 0, tostring(HEADER + #frames)) end
 local left = number(header, 19, 6) - now
@@ -133,5 +143,5 @@ if left <= 0 then return reply(GONE) end
 
 local ttl = string.format('%.0f', math.min(tonumber(ARGV[6]), left))
 redis.call('SET', KEYS[2] or KEYS[1], header .. history .. frames, 'PX', ttl)
-if KEYS[2] then redis.call('SET', KEYS[1], ARGV[13], 'PX', ARGV[14]) end
+if KEYS[2] then redis.call('SET', KEYS[1], ARGV[15], 'PX', ARGV[16]) end
 return answer(OK)

@@ -13,7 +13,7 @@
 --   UNREADABLE what is there is not of this format
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
-local HEAD, HEADER = 12, 34
+local HEAD, HEADER = 12, 40
 
 local function number(text, at, size)
   local n = 0
@@ -39,6 +39,6 @@ if current >= 0 and ttl - current >= tonumber(ARGV[3]) and ttl > current then
   redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ttl))
 end
 
-local retired = number(blob, 31, 4)
+local retired = number(blob, 37, 4)
 if retired == 0 then return {OK, now, blob} end
 return {OK, now, string.sub(blob, 1, HEADER) .. string.sub(blob, HEADER + retired + 1)}

@@ -11,7 +11,7 @@
 --   UNREADABLE what is there is not of this format
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
-local HEAD, HEADER = 12, 34
+local HEAD, HEADER = 12, 40
 
 local function number(text, at, size)
   local n = 0

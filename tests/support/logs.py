@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from asyncsession import merge
-from asyncsession.blob import FORMAT, Kind, Log, encode_frame, read_frames
+from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, Log, encode_frame, read_frames
 from asyncsession.delta import Op, apply, encode
 from asyncsession.merge import Policies
 from asyncsession.operations import MISSING
@@ -39,7 +39,7 @@ __all__ = [
 
 INCARNATION = b"\x01incarn\xff"
 CREATED, DEADLINE = 1_700_000_000_000, 1_800_000_000_000
-HEADER = 34
+HEADER = HEADER_BYTES
 _TRAILER = 22
 
 State = dict[str, Any]
@@ -48,7 +48,7 @@ State = dict[str, Any]
 def header(folded: int = 0, *, form: bytes = FORMAT, kind: bytes = Kind.LIVE) -> bytes:
     """Return the header of a blob as the scripts send it: no retired ids follow."""
     numbers = (CREATED, DEADLINE, folded)
-    return form + kind + INCARNATION + b"".join(n.to_bytes(6, "big") for n in numbers) + bytes(4)
+    return form + kind + INCARNATION + b"".join(n.to_bytes(6, "big") for n in numbers) + bytes(10)
 
 
 def set_(value: Any) -> bytes:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from asyncsession import (
@@ -156,6 +157,13 @@ async def late_duplicate_after_compaction(backend: Backend) -> None:
     assert final.log is not None
     assert final.log.frames < 100, "the log was never compacted"
     assert final["n"] == 151
+
+
+async def late_duplicate_of_a_forgotten_commit(backend: Backend) -> None:
+    """A copy of a commit whose id even the header has forgotten is refused for its age."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asyncsession.draft.KEPT_IDS", 4)
+        await late_duplicate_after_compaction(backend)
 
 
 async def late_create(backend: Backend) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import math
 import struct
@@ -102,7 +103,8 @@ def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 values: st.SearchStrategy[Any] = st.recursive(scalars, _containers, max_leaves=10)
 
-items = st.one_of(st.integers(0, 5), st.sampled_from(["a", "b", 1.0, True, None, [1], {"a": 1}]))
+_few = st.one_of(st.integers(0, 5), st.sampled_from(["a", "b", 1.0, True, None, [1], {"a": 1}]))
+items = _few.map(copy.deepcopy)  # what is handed out may be changed in place
 """Few different ones, so that lists repeat them and writers meet."""
 
 sequences = st.lists(items, max_size=6)
