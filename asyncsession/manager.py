@@ -34,7 +34,7 @@ class SessionManager:
     Args:
         url: `redis://`, `rediss://`, `unix://` with redis-py's options; `embedded://name`, a real
             Valkey server of this process; `memory://name`, fakeredis in this process; or a
-            `redis.asyncio` client, whose connection settings are used for connections of our own.
+            `redis.asyncio` client, whose connection settings are used for a connection of our own.
         prefix: of every Redis key. Managers that share sessions share it.
         idle_timeout: seconds or timedelta without use after which a session ends.
         absolute_timeout: seconds or timedelta after which it ends whatever happens (ASVS 7.3.2).
@@ -210,7 +210,7 @@ class SessionManager:
         return await self._drive(verbs.destroy_all(self._settings, _principal(principal), keep))
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop; using the manager again opens new ones."""
+        """Close the connection of this event loop; using the manager again opens a new one."""
         await self._transport.aclose()
 
     async def __aenter__(self) -> Self:

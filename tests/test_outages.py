@@ -153,20 +153,6 @@ async def test_a_client_object_is_used_as_it_connects(
         assert await client.dbsize() == 1
 
 
-async def test_few_connections_make_a_queue(valkey: Backend) -> None:
-    manager = valkey.manager(f"{valkey.url}?max_connections=2", merge={"n": merge.counter})
-    session = await manager.load()
-    session["n"] = 0
-    await manager.save(session)
-
-    async def add() -> None:
-        async with manager.session(session.id) as mine:
-            mine["n"] += 1
-
-    await asyncio.gather(*(add() for _ in range(50)))
-    assert (await manager.load(session.id))["n"] == 50
-
-
 def test_one_manager_serves_several_event_loops(valkey_url: str) -> None:
     manager = SessionManager(valkey_url)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from asyncsession.errors import ConfigurationError
 from asyncsession.protocol import Transport
-from asyncsession.transport import fake, pool
+from asyncsession.transport import fake, lanes
 
 __all__ = ["connect"]
 
@@ -18,13 +18,13 @@ def connect(target: Any) -> Transport:
         ConfigurationError: a scheme, an option or a client that is not supported.
     """
     if not isinstance(target, str):
-        return fake.of_client(target) if fake.is_fake(target) else pool.of_client(target)
+        return fake.of_client(target) if fake.is_fake(target) else lanes.of_client(target)
     scheme, separator, _rest = target.partition("://")
     match scheme if separator else None:
         case "redis" | "rediss" | "unix":
-            return pool.of_url(target)
+            return lanes.of_url(target)
         case "embedded":
-            return pool.of_embedded(target)
+            return lanes.of_embedded(target)
         case "memory":
             return fake.of_url(target)
     raise ConfigurationError(

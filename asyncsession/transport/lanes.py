@@ -1,0 +1,152 @@
+"""Which lane a call takes: one for each event loop, on a connection as redis-py would open it.
+
+redis-py's client is not used: it replays scripts on its own, and it lends a connection out again
+while a reply may still be on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import anyio.to_thread
+from redis.asyncio import Connection, ConnectionPool, Redis, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
+from redis.exceptions import NoScriptError, RedisError
+
+from asyncsession.errors import ConfigurationError
+from asyncsession.protocol import Call, Transport
+from asyncsession.scripts import SCRIPTS
+from asyncsession.transport import embedded
+from asyncsession.transport.faults import after_sending
+from asyncsession.transport.lane import Lane
+
+__all__ = ["LaneTransport", "of_client", "of_embedded", "of_url"]
+
+# For CLIENT LIST. Made once: redis-py would look its version up on disk for each connection.
+_DRIVER = DriverInfo().add_upstream_driver("asyncsession", version("asyncsession"))
+
+_Options = dict[str, Any]
+
+
+def of_url(url: str) -> Transport:
+    """Return the transport for a URL of redis-py's kind.
+
+    Raises:
+        ConfigurationError: redis-py does not understand it.
+    """
+    try:
+        options = dict(parse_url(url))
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"redis-py cannot read the URL of the store: {error}") from None
+    return LaneTransport(_fixed(options))
+
+
+def of_embedded(url: str) -> Transport:
+    """Return the transport for the server of this process that `embedded://name` names."""
+    name = url.partition("://")[2]
+
+    async def options() -> _Options:
+        path = await anyio.to_thread.run_sync(embedded.socket_path, name)
+        return {"connection_class": UnixDomainSocketConnection, "path": path}
+
+    return LaneTransport(options)
+
+
+def of_client(client: Any) -> Transport:
+    """Return a transport that connects as `client` does, on connections of its own.
+
+    Raises:
+        ConfigurationError: not a `redis.asyncio.Redis`, or one that asks Sentinel.
+    """
+    pool = getattr(client, "connection_pool", None)
+    if not isinstance(client, Redis) or not isinstance(pool, ConnectionPool):
+        raise ConfigurationError(
+            f"a store is a URL or a redis.asyncio.Redis client, not {type(client).__qualname__}"
+        )
+    if isinstance(pool, SentinelConnectionPool):
+        raise ConfigurationError("clients that ask Sentinel are not supported yet")
+    return LaneTransport(
+        _fixed(pool.connection_kwargs | {"connection_class": pool.connection_class})
+    )
+
+
+def _fixed(options: _Options) -> Callable[[], Awaitable[_Options]]:
+    async def later() -> _Options:
+        return options
+
+    return later
+
+
+class LaneTransport:
+    """Calls on one lane for each event loop.
+
+    Args:
+        options: a coroutine function that returns redis-py's connection options.
+    """
+
+    def __init__(self, options: Callable[[], Awaitable[_Options]]) -> None:
+        self._options = options
+        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
+        self._pid = os.getpid()
+
+    async def call(self, call: Call) -> list[Any]:
+        """Run a script and return its reply."""
+        lane = await self._lane()
+        script = SCRIPTS[call.script]
+        arguments = (len(call.keys), *call.keys, *call.args)
+        reply: list[Any]
+        try:
+            try:
+                reply = await lane.call(("EVALSHA", script.sha, *arguments), call.timeout)
+            except NoScriptError:
+                reply = await lane.call(("EVAL", script.source, *arguments), call.timeout)
+        except RedisError as error:
+            raise after_sending(error) from error
+        return reply
+
+    async def aclose(self) -> None:
+        """Close the connection that the running loop has; another call would open a new one."""
+        lane = self._lanes.pop(_running_loop(), None)
+        if lane is not None:
+            await lane.aclose()
+
+    def __repr__(self) -> str:
+        return "redis"
+
+    async def _lane(self) -> Lane:
+        if self._pid != os.getpid():  # forked: these sockets are the parent's
+            self._lanes, self._pid = WeakKeyDictionary(), os.getpid()
+        loop = _running_loop()
+        if loop not in self._lanes:
+            options = await self._options()
+            self._lanes.setdefault(loop, Lane(partial(_make, options)))
+        return self._lanes[loop]
+
+
+def _make(options: _Options) -> AbstractConnection:
+    """Return a new connection: with no retries, and no RESP3."""
+    # Replays are ours to decide; on RESP3 redis-py can't tell an unread reply from a push.
+    own: _Options = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
+    merged: _Options = {"driver_info": _DRIVER, **options, **own}
+    merged.pop("max_connections", None)
+    kind: type[AbstractConnection] = merged.pop("connection_class", Connection)
+    return kind(**merged)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError(
+            "asyncsession runs on asyncio; redis-py does not run on trio"
+        ) from None

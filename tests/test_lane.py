@@ -1,0 +1,128 @@
+"""One connection for all tasks: nobody is given another's answer, whatever is cut short."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import anyio
+import pytest
+from support.backends import Backend
+from support.proxy import Fault, FaultProxy, is_script
+
+from asyncsession import SessionManager, StoreUnavailable
+from asyncsession.transport import lane
+
+
+async def owned(manager: SessionManager, count: int) -> list[str]:
+    """Return the ids of sessions that know their number."""
+    ids = []
+    for number in range(count):
+        async with manager.session() as session:
+            session["owner"] = number
+        ids.append(session.id)
+    return ids
+
+
+async def test_all_tasks_share_one_connection(valkey: Backend) -> None:
+    manager = valkey.manager()
+    ids = await owned(manager, 64)
+    before = {client["id"] for client in await valkey.redis.client_list()}
+    other = valkey.manager()
+    sessions = await asyncio.gather(*map(other.load, ids))
+    assert [session["owner"] for session in sessions] == list(range(64))
+    after = {client["id"] for client in await valkey.redis.client_list()}
+    assert len(after - before) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_cancelled_tasks_leave_the_others_their_own_answers(
+    real_backend: Backend, seed: int
+) -> None:
+    manager = real_backend.manager()
+    ids = await owned(manager, 16)
+    rng = random.Random(seed)
+    seen = 0
+
+    async def ask(number: int) -> None:
+        nonlocal seen
+        session = await manager.load(ids[number])
+        assert session["owner"] == number
+        session["seen"] = session.get("seen", 0) + 1
+        await manager.save(session)
+        seen += 1
+
+    for _ in range(40):
+        tasks = [asyncio.create_task(ask(number)) for number in range(16)]
+        for task in rng.sample(tasks, rng.randrange(16)):
+            for _ in range(rng.randrange(4)):
+                await asyncio.sleep(0)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(r) for r in results} <= {type(None), asyncio.CancelledError}
+    assert seen > 100
+
+
+async def test_cancel_scopes_that_insist(valkey: Backend) -> None:
+    """anyio cancels again at every await until a scope is left; clean-up has to bear that."""
+    manager = valkey.manager()
+    ids = await owned(manager, 4)
+    for patience in range(60):
+        with anyio.CancelScope() as scope:
+            asyncio.get_running_loop().call_later(patience / 20_000, scope.cancel)
+            async with anyio.create_task_group() as group:
+                for session_id in ids:
+                    group.start_soon(manager.load, session_id)
+        for number, session_id in enumerate(ids):
+            assert (await manager.load(session_id))["owner"] == number
+
+
+async def test_a_silent_server_fails_everybody_and_the_next_call_connects_anew(
+    valkey: Backend,
+) -> None:
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, timeout=0.2)
+        ids = await owned(manager, 8)
+        proxy.decide = lambda request: Fault.SWALLOW if is_script(request) else Fault.PASS
+        results = await asyncio.gather(*map(manager.load, ids), return_exceptions=True)
+        assert {type(result) for result in results} == {StoreUnavailable}
+        proxy.decide = lambda _: Fault.PASS
+        sessions = await asyncio.gather(*map(manager.load, ids))
+        assert [session["owner"] for session in sessions] == list(range(8))
+
+
+async def test_a_slow_server_is_not_taken_for_a_dead_one(valkey: Backend) -> None:
+    """One caller's patience ends; the connection still brings answers, and goes on."""
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS, delay=0.3) as proxy:
+        patient = valkey.manager(proxy.url, timeout=4)
+        (session_id,) = await owned(patient, 1)
+        delays = iter([Fault.DELAY])
+        proxy.decide = lambda r: next(delays, Fault.PASS) if is_script(r) else Fault.PASS
+        session = await patient.load(session_id)
+        assert session["owner"] == 0
+
+
+async def test_more_calls_than_a_lane_carries_take_turns(
+    valkey: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "_MAX_WAITING", 3)
+    manager = valkey.manager()
+    ids = await owned(manager, 20)
+    sessions = await asyncio.gather(*map(manager.load, ids))
+    assert [session["owner"] for session in sessions] == list(range(20))
+
+
+async def test_closing_tells_whoever_waits(valkey: Backend) -> None:
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, timeout=0.3)
+        (session_id,) = await owned(manager, 1)
+        proxy.decide = lambda r: Fault.SWALLOW if is_script(r) else Fault.PASS
+        loads = [asyncio.create_task(manager.load(session_id)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await manager.aclose()
+        results = await asyncio.gather(*loads, return_exceptions=True)
+        assert {type(result) for result in results} == {StoreUnavailable}
+    assert len(asyncio.all_tasks()) == 1
