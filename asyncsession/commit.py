@@ -15,12 +15,15 @@ refusal could pass (too large, not available) the outcome is unknown and said to
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from asyncsession.blob import FORMAT, Log
 from asyncsession.draft import Commit, Draft, Rerun
 from asyncsession.errors import CommitOutcomeUnknown, SessionConflict
-from asyncsession.machine import Budget, Reply, Settings, send
+from asyncsession.machine import Budget, Reply, Settings, give_up, send
 from asyncsession.protocol import Code, Machine
-from asyncsession.session import PRINCIPAL, Session
+from asyncsession.session import Session
 
 __all__ = ["commit"]
 
@@ -57,6 +60,7 @@ def commit(settings: Settings, budget: Budget, session: Session, *, new_id: str 
     if settings.clock.now() is None:
         yield from _peek(settings, budget, draft.handle)
     draft.stamp()
+    draft.catch_up()
     last = yield from _complete(settings, budget, draft)
     if isinstance(first, Commit) and isinstance(last, Commit):
         return first.followed_by(last)
@@ -80,27 +84,40 @@ def _complete(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commi
 
 def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit | Rerun]:
     while draft.is_needed:
+        if draft.stale and draft.is_privileged:
+            landed = yield from _yield_privilege(settings, budget, draft)
+            if landed is not None:
+                return draft.finish(landed)
+            continue
         draft.attempts += 1
         draft.session.was_sent = True
-        reply = yield from send(settings, budget, "commit", draft.keys(), *draft.arguments())
+        with _definite(budget):
+            arguments = draft.arguments()
+        reply = yield from send(settings, budget, "commit", draft.keys(), *arguments)
         match reply.code:
             case Code.OK | Code.APPLIED:
                 return draft.finish(reply)
             case Code.CONFLICT:
-                draft.rebase(draft.theirs(reply))
+                budget.unsure = False  # whatever copy is still under way meets the same conflict
+                if draft.serial and draft.stale:
+                    raise SessionConflict("the session was rotated meanwhile")
                 if draft.serial:
-                    return Rerun(draft.base_log())
+                    return Rerun(draft.theirs(reply))
+                draft.rebase(draft.theirs(reply))
                 pause = budget.pause() if draft.attempts < _MAX_ATTEMPTS else None
                 if pause is None:
                     raise SessionConflict("others kept changing the session", draft.guarded())
                 yield pause
             case Code.MOVED:
-                yield from _follow(settings, budget, draft, reply)
+                draft.move(reply)
             case Code.TOO_LARGE if not draft.reloaded:
                 draft.reloaded = True
                 found = yield from _peek(settings, budget, draft.handle)
                 if found.code is Code.OK:  # else the next attempt says what has become of it
-                    draft.rebase(Log.parse(found.data))
+                    if draft.is_in(found.data):
+                        return draft.finish(found._replace(code=Code.APPLIED, found=False))
+                    with _definite(budget):
+                        draft.rebase(Log.parse(found.data))
             case Code.LATE if not budget.unsure and draft.attempts < _MAX_ATTEMPTS:
                 pause = budget.pause()
                 if pause is None:
@@ -112,23 +129,34 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
     return draft.finish(None)
 
 
-def _follow(settings: Settings, budget: Budget, draft: Draft, reply: Reply) -> Machine[None]:
-    """Turn to the session that was rotated while this request was under way.
+def _yield_privilege(settings: Settings, budget: Budget, draft: Draft) -> Machine[Reply | None]:
+    """Make a plain commit of one that finds its session rotated by another request.
 
-    Plain changes land in the successor. Its id belongs to whoever rotated it, and that need not be
-    the client of this request (session fixation), so: this session stops showing what others do,
-    a second rotation is none, and a change of principal is refused unless the successor has the
-    very same one.
+    The successor's id belongs to whoever rotated it, and that need not be the client of this
+    request (session fixation). So a second rotation is none, and a change of principal is refused
+    unless the successor has the very same one. Returns a reply if the commit was done already.
     """
-    privileged = draft.new_id is not None or PRINCIPAL in draft.changes
-    draft.move(reply)
-    if not privileged:
-        return
     while (reply := (yield from _peek(settings, budget, draft.handle))).code is Code.MOVED:
         draft.move(reply)
     if reply.code is not Code.OK:
         raise draft.failure(reply, budget)
-    draft.yield_privilege(Log.parse(reply.data))
+    if draft.is_in(reply.data):
+        draft.new_id = None
+        return reply._replace(code=Code.APPLIED, found=False)
+    with _definite(budget):
+        draft.yield_privilege(Log.parse(reply.data))
+    return None
+
+
+@contextmanager
+def _definite(budget: Budget) -> Iterator[None]:
+    """Let an error pass only if no copy of the commit is unaccounted for."""
+    try:
+        yield
+    except Exception as error:
+        if budget.unsure:
+            raise give_up(budget) from error
+        raise
 
 
 def _peek(settings: Settings, budget: Budget, handle: str) -> Machine[Reply]:

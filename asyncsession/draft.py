@@ -125,7 +125,7 @@ class Draft:
         log, settings = self._log, self.settings
         self._frame = encode_frame({key: change.delta for key, change in self.changes.items()})
         fold = self._check_size() or (log is not None and log.outgrown) or self.reloaded
-        self._snapshot = log.snapshot() if log and fold else b""
+        self._snapshot = log.snapshot() if log and log.length and fold else b""
         tombstone = b""
         if self.new_id is not None:
             tombstone = head(Kind.MOVED, self.session.incarnation)
@@ -148,6 +148,24 @@ class Draft:
             tombstone,
             round(ROTATION_GRACE * 1000),
         )
+
+    @property
+    def is_privileged(self) -> bool:
+        """Whether it would give the session another id or another principal."""
+        return self.new_id is not None or PRINCIPAL in self.changes
+
+    def is_in(self, log: bytes) -> bool:
+        """Tell whether a copy of this commit has got into a log."""
+        return self._id in log
+
+    def catch_up(self) -> None:
+        """Resolve changes that were made during the last save, against what that brought.
+
+        Raises:
+            SessionConflict: a policy refuses to; or what a merge function raises.
+        """
+        if self.session.is_behind and self._log is not None:
+            self.rebase(self._log)
 
     def guarded(self) -> list[str]:
         """Return the changed keys whose policy has to see what others did."""
@@ -209,8 +227,15 @@ class Draft:
             log, private = None, True
         if private and self.session.log is not None:
             log = self.session.log.copy()
-            if reply:
-                log.extend(self._own_frame(reply.now))
+            self._frame = encode_frame(
+                {
+                    key: change.delta
+                    for key, change in self.sent.items()
+                    if not self._fates.get(key, Review.MERGED) & Review.DROPPED
+                }
+            )
+            log.extend(self._own_frame(reply.now if reply else log.stamp))
+            log.length = 0  # a view of its own: its offsets are not those of the stored log
         if log is not None:
             self.session.settle(log, self.sent)
         if self.new_id is None:
@@ -254,7 +279,8 @@ class Draft:
         else:
             split = _offset(tail, self._id)
         log.extend(tail[:split])
-        if split and not self.session.is_new:
+        is_alone = not split and self._log is self.session.log and not self.session.is_behind
+        if not is_alone and not self.session.is_new:
             self._review(log, seen=split < len(tail))
         log.extend(tail[split:])
         return log
@@ -262,7 +288,7 @@ class Draft:
     def _review(self, theirs: Log, *, seen: bool) -> None:
         for key, change in self.changes.items():
             if not seen:  # applied by an earlier copy and folded since: nobody can tell any more
-                if change.delta[0] in (Op.SET, Op.DELETE, Op.CREATE):
+                if change.delta[0] in (Op.SET, Op.DELETE, Op.CREATE, Op.PATCH):
                     self._fates[key] = Review.OVERWRITTEN
                 continue
             value = theirs.value(key)

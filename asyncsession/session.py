@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from asyncsession.blob import Log
-from asyncsession.delta import apply
+from asyncsession.delta import apply, review
 from asyncsession.errors import InvalidSessionValue
 from asyncsession.ids import new_id, session_handle
 from asyncsession.merge import Policies, Policy, three_way
@@ -58,6 +58,8 @@ class Session(MutableMapping[str, Any]):
         is_saving: a commit of it is under way.
         was_sent: it is stored, or may be, since a commit of it was sent.
         unanswered: the commit that was sent and never answered, if any; the next save finishes it.
+        joining: the principal whose index lists the session for a commit that is not confirmed yet,
+            and the index's epoch then.
     """
 
     def __init__(self, session_id: str = "", log: Log | None = None, handle: str = "") -> None:
@@ -69,8 +71,10 @@ class Session(MutableMapping[str, Any]):
         self.is_saving = False
         self.was_sent = log is not None
         self.unanswered: object = None
+        self.joining: tuple[str, bytes] | None = None
         self._log = log
         self._held: dict[str, Any] = {}
+        self._bases: dict[str, Any] = {}  # of changes made during a save, which others have met
         self._read: set[str] = set()
         self._read_all = False
         self._policies = Policies({}, three_way)
@@ -79,6 +83,11 @@ class Session(MutableMapping[str, Any]):
     def log(self) -> Log | None:
         """What is known of the stored session; None if it has never been stored."""
         return self._log
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether changes made during a save have yet to be put on top of what others did."""
+        return bool(self._bases)
 
     @property
     def is_new(self) -> bool:
@@ -206,6 +215,7 @@ class Session(MutableMapping[str, Any]):
         self._policies, changes = policies, {}
         for key, packed in self._differences():
             base = self._log.value(key) if self._log else MISSING
+            base = self._bases.get(key, base)
             policy = policies[key]
             ours = self._held[key]
             delta = policy.diff(base, ours)
@@ -222,6 +232,8 @@ class Session(MutableMapping[str, Any]):
         place. What was changed while the commit was under way stays a change.
         """
         before, self._log = self._log, log
+        for key in sent:
+            self._bases.pop(key, None)
         for key, held in list(self._held.items()):
             stored = log.packed(key) if key in log else None
             try:
@@ -236,8 +248,13 @@ class Session(MutableMapping[str, Any]):
                 continue
             value = log.value(key)
             if packed != old:
-                was = MISSING if old is None else unpack(old)
-                later = self._policies[key].diff(was, held)
+                was = self._bases.get(key, MISSING if old is None else unpack(old))
+                policy = self._policies[key]
+                later = policy.diff(was, held)
+                met = later is not None and old != stored
+                if later is not None and met and (policy.resolve or review(was, value, later)):
+                    self._bases[key] = was  # for the next save to resolve, or to report
+                    continue
                 target = value if later is None else apply(value, later)
             else:
                 target = value

@@ -10,7 +10,7 @@ from __future__ import annotations
 from asyncsession.blob import FORMAT, Kind, Log, head
 from asyncsession.commit import commit
 from asyncsession.draft import Commit, Rerun
-from asyncsession.errors import InvalidSessionData, SessionError, SessionGone
+from asyncsession.errors import CommitOutcomeUnknown, InvalidSessionData, SessionError, SessionGone
 from asyncsession.ids import is_session_id, session_handle, sibling_id
 from asyncsession.machine import RETRY_HORIZON, Budget, Reply, Settings, send
 from asyncsession.protocol import Code, Machine
@@ -115,12 +115,12 @@ def sessions_of(settings: Settings, principal: str) -> Machine[list[Session]]:
     index = (settings.index(principal),)
     listed = yield from send(settings, budget, "index", index, "list", "", "", "")
     sessions: dict[bytes, Session] = {}  # by incarnation: a rotated one may be listed twice
-    for entry in listed.data:
+    for entry, score in zip(listed.data[::2], listed.data[1::2], strict=True):
         session = yield from _find(settings, budget, entry.decode("ascii"))
         if session is not None and session.stored_principal == principal:
             sessions[session.incarnation] = session
         else:
-            yield from send(settings, budget, "index", index, "drop", entry, "", "")
+            yield from send(settings, budget, "index", index, "drop", entry, score, "")
     return list(sessions.values())
 
 
@@ -130,19 +130,21 @@ def destroy_all(settings: Settings, principal: str, keep: Session | None = None)
     index = (settings.index(principal),)
     listed = yield from send(settings, budget, "index", index, "revoke", "", _HORIZON, "")
     ended = set()
-    for entry in listed.data:
+    for entry, score in zip(listed.data[::2], listed.data[1::2], strict=True):
         handle = entry.decode("ascii")
         try:
             session = yield from _find(settings, budget, handle)
+            owner = None if session is None else session.stored_principal
         except InvalidSessionData:  # of a newer version, or corrupt: it is listed, so it ends
             yield from send(settings, budget, "destroy", (settings.key(handle),), _MAGIC, _HORIZON)
             ended.add(entry)
             continue
-        if session is None or session.stored_principal != principal:
-            continue
-        if keep is None or session.incarnation != keep.incarnation:
+        if session is not None and owner == principal:
+            if keep is not None and session.incarnation == keep.incarnation:
+                continue
             yield from _end(settings, budget, session.handle, session.incarnation)
             ended.add(session.incarnation)
+        yield from send(settings, budget, "index", index, "drop", entry, score, "")
     return len(ended)
 
 
@@ -166,34 +168,48 @@ def _exclusively(
 def _joining(
     settings: Settings, session: Session, new_id: str | None, *, serial: bool
 ) -> Machine[Commit | Rerun]:
-    """Commit, and keep the principal's index in step."""
+    """Commit, and keep the index of the session's principal in step."""
     budget = Budget(settings.timeout)
-    principal = session.held_principal
-    if principal is None or (principal == session.stored_principal and new_id is None):
-        return (yield from commit(settings, budget, session, new_id=new_id, serial=serial))
-    index = (settings.index(principal),)
-    handle = session.handle if new_id is None else session_handle(new_id)
-    was_new = session.is_new
-    listed = yield from send(settings, budget, "index", index, "add", handle, settings.absolute, "")
-    outcome = yield from commit(settings, budget, session, new_id=new_id, serial=serial)
+    budget.unsure = session.unanswered is not None
+    principal, handle, was_new = session.held_principal, session.handle, session.is_new
+    before, epoch = session.joining, None
+    if principal is not None and (principal != session.stored_principal or new_id or before):
+        joined = handle if new_id is None else session_handle(new_id)
+        listed = yield from _list(settings, budget, session, principal, joined)
+        epoch = before[1] if before and before[0] == principal else listed.data[0]
+        session.joining = principal, epoch
+    try:
+        outcome = yield from commit(settings, budget, session, new_id=new_id, serial=serial)
+    except CommitOutcomeUnknown:
+        raise
+    except SessionError:
+        session.joining = before
+        raise
+    session.joining = None
     was_forwarded = session.is_stale and not was_new
-    if isinstance(outcome, Commit) and not was_forwarded:
-        budget.unsure = True  # it is committed; that it may stay is not yet known
-        confirmed = yield from send(
-            settings,
-            budget,
-            "index",
-            index,
-            "add",
-            session.handle,
-            settings.absolute,
-            listed.data[0],
-        )
+    if not isinstance(outcome, Commit) or was_forwarded:
+        return outcome
+    budget.unsure = True  # it is committed; that it may stay is not yet known
+    if principal is not None and epoch is not None:
+        confirmed = yield from _list(settings, budget, session, principal, session.handle, epoch)
         if confirmed.code is Code.GONE:
             yield from _end(settings, budget, session.handle, session.incarnation)
             session.end()
             raise SessionGone("all sessions of this principal were ended meanwhile")
+    owner = session.stored_principal
+    if session.handle != handle and owner is not None and owner != principal:
+        yield from _list(settings, budget, session, owner, session.handle)  # a login met a rotation
     return outcome
+
+
+def _list(settings: Settings, budget: Budget, session: Session, principal: str, handle: str,
+          epoch: bytes = b"") -> Machine[Reply]:  # fmt: skip
+    """Put a session on the list of a principal's, for as long as it may last at the most."""
+    lasts, now = settings.absolute, settings.clock.now()
+    if session.log is not None and now is not None:
+        lasts = max(lasts, session.log.deadline - now)
+    index = (settings.index(principal),)
+    return (yield from send(settings, budget, "index", index, "add", handle, lasts, epoch))
 
 
 def _find(settings: Settings, budget: Budget, handle: str) -> Machine[Session | None]:

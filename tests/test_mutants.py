@@ -91,7 +91,7 @@ SCRIPT_MUTANTS: dict[str, tuple[str, str, str, Scenario]] = {
     ),
     "what is forgotten is not noted": (
         "commit",
-        "forgotten = math.max(forgotten, math.min(number(history, keep, 6), now))",
+        "forgotten = math.max(forgotten, math.min(number(history, keep, 6), now + SLACK))",
         "",
         late_duplicate_of_a_forgotten_commit,
     ),

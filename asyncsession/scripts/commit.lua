@@ -126,7 +126,7 @@ if ARGV[10] ~= '' and found then
   history = table.concat(ids)
   local keep, spare = 1, #history - TRAILER * ARGV[14]
   while keep <= #history and (keep <= spare or number(history, keep, 6) < now - ARGV[13]) do
-    forgotten = math.max(forgotten, math.min(number(history, keep, 6), now))
+    forgotten = math.max(forgotten, math.min(number(history, keep, 6), now + SLACK))
     keep = keep + TRAILER
   end
   history = sub(history, keep)

@@ -6,11 +6,13 @@
 -- KEYS[1]   the principal's index
 -- ARGV[1]   'add', 'drop', 'list' or 'revoke'
 -- ARGV[2]   the handle of a session; empty for 'list' and 'revoke'
--- ARGV[3]   ms: how long the session lasts at most ('add'), or the epoch is kept ('revoke')
+-- ARGV[3]   ms: how long the session lasts at most ('add'), or the epoch is kept ('revoke');
+--           the score with which it was listed ('drop')
 -- ARGV[4]   the epoch that must still be, or empty ('add')
 --
 -- Returns   {code, now, list}
---   OK         done; 'add': {epoch}; 'list', 'revoke': the handles; 'drop': nothing
+--   OK         done; 'add': {epoch}; 'list', 'revoke': handle and score in turn; 'drop': nothing,
+--              and nothing is dropped that was added again since it was listed
 --   GONE       'add': another epoch has begun, and nothing was added
 
 local OK, GONE = 1, 4
@@ -24,14 +26,15 @@ local function keep_for(ms)
 end
 
 if verb == 'drop' then
-  redis.call('ZREM', index, handle)
+  if redis.call('ZSCORE', index, handle) == ARGV[3] then redis.call('ZREM', index, handle) end
   return {OK, now, {}}
 end
 redis.call('ZREMRANGEBYSCORE', index, 0, string.format('%.0f', now))
 if verb == 'add' then
   local epoch = tostring(redis.call('ZSCORE', index, '') or 0)
   if ARGV[4] ~= '' and ARGV[4] ~= epoch then return {GONE, now, {}} end
-  redis.call('ZADD', index, string.format('%.0f', now + ARGV[3]), handle)
+  local known = tonumber(redis.call('ZSCORE', index, handle) or 0)
+  redis.call('ZADD', index, string.format('%.0f', math.max(now + ARGV[3], known + 1)), handle)
   keep_for(ARGV[3])
   return {OK, now, {epoch}}
 end
@@ -39,4 +42,4 @@ if verb == 'revoke' then
   redis.call('ZINCRBY', index, -1, '')
   keep_for(ARGV[3])
 end
-return {OK, now, redis.call('ZRANGEBYSCORE', index, 0, '+inf')}
+return {OK, now, redis.call('ZRANGEBYSCORE', index, 0, '+inf', 'WITHSCORES')}

@@ -35,6 +35,9 @@ __all__ = ["LaneTransport", "of_client", "of_embedded", "of_url"]
 # For CLIENT LIST. Made once: redis-py would look its version up on disk for each connection.
 _DRIVER = DriverInfo().add_upstream_driver("asyncsession", version("asyncsession"))
 
+_inherited: list[Lane] = []
+"""Lanes of a parent process. Collecting them would close sockets and poll sets that are its own."""
+
 _Options = dict[str, Any]
 
 
@@ -124,7 +127,8 @@ class LaneTransport:
         return "redis"
 
     async def _lane(self) -> Lane:
-        if self._pid != os.getpid():  # forked: these sockets are the parent's
+        if self._pid != os.getpid():
+            _inherited.extend(self._lanes.values())
             self._lanes, self._pid = WeakKeyDictionary(), os.getpid()
         loop = _running_loop()
         if loop not in self._lanes:
