@@ -425,6 +425,67 @@ async def test_a_login_never_lands_in_the_session_of_another_principal(backend: 
     assert "secret" not in await manager.load(planted.id)
 
 
+async def test_a_stale_session_never_becomes_another_principal(backend: Backend) -> None:
+    """Nor later on, when it knows the way to its successor."""
+    manager = backend.manager()
+    planted = await stored(backend, cart=[])
+    victim = await manager.load(planted.id)
+    await manager.rotate(planted)
+    victim["cart"].append("x")
+    await manager.save(victim)
+    assert victim.is_stale
+    victim.principal = "user:victim"
+    for attempt in (manager.save, manager.rotate):
+        with pytest.raises(SessionConflict):
+            await attempt(victim)
+    found = await manager.load(planted.id)
+    assert (found.principal, found["cart"]) == (None, ["x"])
+
+
+async def test_an_update_does_not_run_on_a_successor(backend: Backend) -> None:
+    manager = backend.manager()
+    session = await stored(backend, n=1)
+    seen = []
+
+    async def change(s: Session) -> None:
+        seen.append(dict(s))
+        if len(seen) == 1:
+            winner = await manager.load(session.id)
+            winner["secret"] = winner["n"] = 2
+            await manager.rotate(winner)
+        s["n"] += 1
+
+    with pytest.raises(SessionConflict):
+        await manager.update(session.id, change)
+    assert seen == [{"n": 1}]
+
+
+async def test_changes_made_during_a_save_are_not_lost(real_backend: Backend) -> None:
+    manager = real_backend.manager(merge={"n": merge.counter, "seat": merge.reject})
+    session = await stored(real_backend, n=0, seat=None, tags=[])
+    other = await manager.load(session.id)
+    other["n"], other["seat"] = 10, "1A"
+    other["tags"].append("theirs")
+    await manager.save(other)
+    session["tags"].append("first")
+    saving = asyncio.create_task(manager.save(session))
+    await asyncio.sleep(0)
+    assert session.is_saving
+    session["n"] += 1
+    session["tags"].append("second")
+    session["seat"] = "2B"
+    await saving
+    with pytest.raises(SessionConflict) as caught:
+        await manager.save(session)
+    assert caught.value.keys == ("seat",)
+    del session["seat"]
+    session["seat"] = "1A"
+    await manager.save(session)
+    found = await manager.load(session.id)
+    assert (found["n"], found["seat"]) == (11, "1A")
+    assert sorted(found["tags"]) == ["first", "second", "theirs"]
+
+
 async def test_destroy_follows_a_rotation(backend: Backend) -> None:
     manager = backend.manager()
     session = await stored(backend, a=1)

@@ -234,6 +234,18 @@ def test_conflict_resolves_on_their_value_and_keeps_the_rest() -> None:
     assert (commit.attempts, commit.merged) == (2, ("a",))
 
 
+def test_a_conflict_tells_what_becomes_of_lost_copies() -> None:
+    session = stored(a=1)
+    session["a"] = 5
+    with pytest.raises(StoreUnavailable):
+        drive(
+            verbs.save(settings(a=lambda base, ours, theirs: ours), session),
+            LOST,
+            reply(Code.CONFLICT, data=frame(b"theirs", a=3)),
+            FULL,
+        )
+
+
 def test_conflicts_for_ever_end_in_a_conflict() -> None:
     session = stored(a=1)
     session["a"] = 5

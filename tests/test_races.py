@@ -155,6 +155,27 @@ async def test_rotations_at_once_converge(real_backend: Backend) -> None:
     assert len(await manager.sessions_of("user:42")) == 1
 
 
+async def test_listing_does_not_unlist_a_login_under_way(real_backend: Backend) -> None:
+    manager = real_backend.manager()
+    done = asyncio.Event()
+
+    async def look() -> None:
+        while not done.is_set():
+            await manager.sessions_of("user:42")
+
+    async def login() -> None:
+        session = await manager.load()
+        session.principal = "user:42"
+        await manager.save(session)
+
+    lookers = [asyncio.create_task(look()) for _ in range(4)]
+    for _ in range(5):
+        await asyncio.gather(*(login() for _ in range(8)))
+    done.set()
+    await asyncio.gather(*lookers)
+    assert len(await manager.sessions_of("user:42")) == 40
+
+
 async def test_sign_out_everywhere_beats_logins_under_way(real_backend: Backend) -> None:
     """Whichever way they interleave: a login that is acknowledged later is refused, or listed."""
     manager = real_backend.manager()
