@@ -178,6 +178,22 @@ def test_reading_a_key_leaves_the_others_packed(monkeypatch: pytest.MonkeyPatch)
     assert len(unpacked) == 6, "only the counter, for each"
 
 
+@pytest.mark.parametrize(
+    "delta",
+    [
+        encode(Op.PATCH, {"sub": set_(1)}),
+        encode(Op.LIST, [[1], []]),
+        encode(Op.UNION, [[1], []]),
+    ],
+)
+def test_a_change_to_nothing_is_no_value(delta: bytes) -> None:
+    log = Log.parse(blob([{"a": delta}, {"b": set_(1)}, {"b": encode(Op.DELETE)}, {"b": delta}]))
+    assert log.keys() == []
+    assert "a" not in log
+    assert log.value("b") is MISSING
+    assert log.snapshot() == encode_payload({})
+
+
 def test_values_are_unpacked_anew() -> None:
     log = Log.parse(blob([{"a": set_([1])}, {"a": encode(Op.LIST, [[], [[2]]])}]))
     first = log.value("a")

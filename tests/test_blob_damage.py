@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.logs import HEADER, History, blob, frame, header, histories, meaning, set_
 from support.strategies import image
 
+from asyncsession import operations
 from asyncsession.blob import Kind, Log
 from asyncsession.delta import Op, encode
 from asyncsession.errors import InvalidSessionData
@@ -126,3 +127,32 @@ def test_times_beyond_the_calendar_are_refused(at: int) -> None:
     stored[at] = 0xFF
     with pytest.raises(InvalidSessionData, match="not a session of this format"):
         Log.parse(bytes(stored))
+
+
+MALFORMED = {
+    Op.PATCH: [1, [], {"a": 1}, {"a": {"b": b"\0"}}],
+    Op.LIST: [[], [[]], [[], [], []], {}, [[], {}], [1, 2]],
+    Op.UNION: [[], [[]], [[], 1], [1, []], [[], [], []], {}],
+    Op.ADD: [1, [], [1, 2], ["1"], [True], [1, 2, "3"], [1, 2, 3, 4]],
+}
+
+
+@pytest.mark.parametrize("op", MALFORMED)
+def test_a_malformed_change_is_refused(op: Op) -> None:
+    for operand in MALFORMED[op]:
+        log = Log.parse(blob([{"a": set_({}), "b": set_(1)}, {"a": encode(op, operand)}]))
+        assert log.value("b") == 1
+        with pytest.raises(InvalidSessionData, match="malformed"):
+            log.value("a")
+
+
+def test_what_is_too_deep_to_pack_again_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """msgpack without its C part packs half as deep as it unpacks."""
+
+    def shallow(value: Any) -> bytes:
+        raise ValueError("recursion limit exceeded")
+
+    monkeypatch.setattr(operations, "pack", shallow)
+    log = Log.parse(blob([{"a": set_([[1]])}, {"a": encode(Op.LIST, [[[1]], []])}]))
+    with pytest.raises(InvalidSessionData, match="too deep"):
+        log.value("a")

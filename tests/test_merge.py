@@ -9,7 +9,7 @@ from functools import reduce
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.strategies import image, orders, sequences
 
@@ -134,6 +134,7 @@ M, OVER, DROP, OK = MISSING, Review.OVERWRITTEN, Review.DROPPED, Review.MERGED
         (merge.counter, 10, 0, 11, 1, OK),
         (merge.counter, M, 2, 3, 5, OK),
         (merge.counter, 0, 0.5, 1, 1.5, OK),
+        (merge.counter, 2.0, 3, 5.0, 6.0, OK),
         (merge.counter, Decimal("1.10"), Decimal("1.20"), Decimal("1.30"), Decimal("1.40"), OK),
         (merge.counter, 1, 2, M, 1, OK),
         (merge.counter, 1, M, 2, M, OVER),
@@ -162,6 +163,8 @@ M, OVER, DROP, OK = MISSING, Review.OVERWRITTEN, Review.DROPPED, Review.MERGED
         (merge.union, [1], [1, 2], "text", "text", DROP),
         (merge.union, [1], [1, 2], M, [2], OK),
         (merge.union, [1], M, [1, 2], M, OVER),
+        (merge.union, [1, 2], [2], M, M, OK),
+        (merge.append, [1, 2], [2], M, M, OK),
         (merge.append, M, [1], [1], [1, 1], OK),
         (merge.append, [1], [1, 2], [1, 2], [1, 2, 2], OK),
         (merge.append, [1, 2], [2], [1, 2, 3], [2, 3], OK),
@@ -273,6 +276,7 @@ _union_pairs = st.one_of(
 
 
 @given(st.one_of(sequences, _few.map(set), _few), st.lists(_union_pairs, min_size=1, max_size=4))
+@example([1], [([1], []), ([], [1])])
 def test_a_run_of_unions_is_folded_as_it_would_be_one_by_one(
     start: Any, changes: list[tuple[Any, Any]]
 ) -> None:

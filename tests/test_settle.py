@@ -172,16 +172,19 @@ def test_a_key_set_or_deleted_during_the_commit() -> None:
 
 
 def test_a_value_that_cannot_be_kept_put_there_during_the_commit() -> None:
-    store = Store(a=[1])
+    store = Store(a=[1], b=[1])
     session = store.load()
     session["a"].append(2)
+    assert session["b"] == [1]
+    store.other(b=[1, 2])
     store.save(session, lambda: session["a"].append(object()))
     assert session.modified
+    assert session["b"] == [1, 2], "the others are up to date nevertheless"
     with pytest.raises(InvalidSessionValue, match="'a'"):
         session.changes(SESSION_POLICIES)
     session["a"].pop()
     assert store.save(session) == set()
-    assert store.state() == {"a": [1, 2]}
+    assert store.state() == {"a": [1, 2], "b": [1, 2]}
 
 
 def test_what_a_merge_function_is_given_does_not_change_later() -> None:

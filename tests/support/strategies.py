@@ -7,6 +7,7 @@ import datetime as dt
 import math
 import struct
 import uuid
+from collections.abc import Callable
 from decimal import Decimal
 from itertools import permutations
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "hashables",
     "image",
     "items",
+    "nest",
     "numbers",
     "orders",
     "pairs",
@@ -193,6 +195,13 @@ rivals = st.one_of(
 def stored(value: Any) -> Any:
     """Return a value as it comes from the log: no tuples, nothing shared."""
     return value if value is MISSING else unpack(pack_value("key", value))
+
+
+def nest(depth: int, wrap: Callable[[Any], Any], core: Any = None) -> Any:
+    """Return `core`, wrapped so many times."""
+    for _ in range(depth):
+        core = wrap(core)
+    return core
 
 
 def fold(start: Any, *deltas: bytes | None) -> Any:
