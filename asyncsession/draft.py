@@ -243,10 +243,9 @@ class Draft:
         else:
             self.session.assign(self.new_id)
         self.session.is_stale = self.stale or self.session.is_stale
-        by_fate = {
-            fate: tuple(sorted(k for k, f in self._fates.items() if f & fate)) for fate in Review
-        }
-        merged = tuple(sorted(key for key, fate in self._fates.items() if not fate))
+        fates = {_public(key): fate for key, fate in self._fates.items()}
+        by_fate = {fate: tuple(sorted(k for k, f in fates.items() if f & fate)) for fate in Review}
+        merged = tuple(sorted(key for key, fate in fates.items() if not fate))
         return Commit(
             log.version if log else 0,
             self.attempts,
@@ -257,6 +256,9 @@ class Draft:
 
     def failure(self, reply: Reply, budget: Budget) -> Exception:
         """Return the error that a refusal stands for."""
+        age = (self.settings.clock.now() or 0) - self._issued
+        if reply.code is Code.GONE and budget.unsure and age > ROTATION_GRACE * 1000:
+            return give_up(budget)  # it may have been done, and the session rotated since
         if reply.code is Code.GONE:
             return SessionGone("the session was destroyed or has expired; nothing was written")
         if reply.code is Code.TOO_LARGE and not budget.unsure:
@@ -352,8 +354,14 @@ class Draft:
         return log.sizes()
 
     def _too_large(self, size: int) -> SessionTooLarge:
-        by_size = sorted(self._sizes().items(), key=lambda item: -item[1])
+        sizes = {_public(key): size for key, size in self._sizes().items()}
+        by_size = sorted(sizes.items(), key=lambda item: -item[1])
         return SessionTooLarge(size, self.settings.max_bytes, by_size[:5])
+
+
+def _public(key: str) -> str:
+    """Return the name under which users know a key."""
+    return "principal" if key == PRINCIPAL else key
 
 
 def _offset(tail: bytes, commit_id: bytes) -> int:

@@ -15,7 +15,7 @@ from asyncsession.blob import Log
 from asyncsession.delta import apply, review
 from asyncsession.errors import InvalidSessionValue
 from asyncsession.ids import new_id, session_handle
-from asyncsession.merge import Policies, Policy, three_way
+from asyncsession.merge import Policies, Policy, last_write, three_way
 from asyncsession.operations import MISSING
 from asyncsession.values import pack, pack_value, unpack
 
@@ -213,10 +213,13 @@ class Session(MutableMapping[str, Any]):
             InvalidSessionValue: naming the key and the type that cannot be kept.
         """
         self._policies, changes = policies, {}
-        for key, packed in self._differences():
+        differences = list(self._differences())
+        for key in self._bases.keys() - dict(differences).keys():
+            del self._bases[key]  # that change was taken back
+        for key, packed in differences:
             base = self._log.value(key) if self._log else MISSING
             base = self._bases.get(key, base)
-            policy = policies[key]
+            policy = last_write if _is_reserved(key) else policies[key]
             ours = self._held[key]
             delta = policy.diff(base, ours)
             if delta is not None:
@@ -249,7 +252,7 @@ class Session(MutableMapping[str, Any]):
             value = log.value(key)
             if packed != old:
                 was = self._bases.get(key, MISSING if old is None else unpack(old))
-                policy = self._policies[key]
+                policy = last_write if _is_reserved(key) else self._policies[key]
                 later = policy.diff(was, held)
                 met = later is not None and old != stored
                 if later is not None and met and (policy.resolve or review(was, value, later)):

@@ -119,7 +119,7 @@ def sessions_of(settings: Settings, principal: str) -> Machine[list[Session]]:
         session = yield from _find(settings, budget, entry.decode("ascii"))
         if session is not None and session.stored_principal == principal:
             sessions[session.incarnation] = session
-        else:
+        elif float(score) - settings.absolute < listed.now - _HORIZON:  # else it may be joining
             yield from send(settings, budget, "index", index, "drop", entry, score, "")
     return list(sessions.values())
 
@@ -144,6 +144,8 @@ def destroy_all(settings: Settings, principal: str, keep: Session | None = None)
                 continue
             yield from _end(settings, budget, session.handle, session.incarnation)
             ended.add(session.incarnation)
+        elif float(score) - settings.absolute >= listed.now - _HORIZON:
+            continue  # it may be joining, and then it has to stay on the list
         yield from send(settings, budget, "index", index, "drop", entry, score, "")
     return len(ended)
 
@@ -185,9 +187,9 @@ def _joining(
     except SessionError:
         session.joining = before
         raise
-    session.joining = None
     was_forwarded = session.is_stale and not was_new
     if not isinstance(outcome, Commit) or was_forwarded:
+        session.joining = None
         return outcome
     budget.unsure = True  # it is committed; that it may stay is not yet known
     if principal is not None and epoch is not None:
@@ -199,6 +201,7 @@ def _joining(
     owner = session.stored_principal
     if session.handle != handle and owner is not None and owner != principal:
         yield from _list(settings, budget, session, owner, session.handle)  # a login met a rotation
+    session.joining = None
     return outcome
 
 

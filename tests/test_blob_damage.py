@@ -48,7 +48,7 @@ def test_any_bytes_are_a_log_or_refused(junk: bytes) -> None:
 
 
 @given(histories(), st.data())
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_damaged_blobs_are_a_log_or_refused(history: History, data: st.DataObject) -> None:
     stored = bytearray(history.blob())
     read_all(bytes(stored[: data.draw(st.integers(0, len(stored)))]))
@@ -129,7 +129,7 @@ def test_times_beyond_the_calendar_are_refused(at: int) -> None:
         Log.parse(bytes(stored))
 
 
-MALFORMED = {
+MALFORMED: dict[Op, list[Any]] = {
     Op.PATCH: [1, [], {"a": 1}, {"a": {"b": b"\0"}}],
     Op.LIST: [[], [[]], [[], [], []], {}, [[], {}], [1, 2]],
     Op.UNION: [[], [[]], [[], 1], [1, []], [[], [], []], {}],

@@ -425,6 +425,36 @@ async def test_a_login_never_lands_in_the_session_of_another_principal(backend: 
     assert "secret" not in await manager.load(planted.id)
 
 
+async def test_the_principal_is_merged_by_no_policy_of_the_application(backend: Backend) -> None:
+    manager = backend.manager(merge={"*": merge.maximum}, default_merge=merge.maximum)
+    one = await stored(backend, a=1)
+    two = await manager.load(one.id)
+    one.principal, two.principal = "user:99", "user:10"
+    await manager.save(one)
+    commit = await manager.save(two)
+    assert (two.principal, commit.overwritten) == ("user:10", ("principal",))
+    assert len(await manager.sessions_of("user:10")) == 1
+
+
+async def test_a_change_made_during_a_save_and_taken_back_leaves_nothing(
+    real_backend: Backend,
+) -> None:
+    manager = real_backend.manager(merge={"seat": merge.reject})
+    session = await stored(real_backend, seat=None, n=0)
+    async with manager.session(session.id) as other:
+        other["seat"] = "1A"
+    session["n"] = 1
+    saving = asyncio.create_task(manager.save(session))
+    await asyncio.sleep(0)
+    session["seat"] = "2B"
+    await saving
+    session["seat"] = "1A"
+    await manager.save(session)
+    session["seat"] = "3C"
+    await manager.save(session)
+    assert (await manager.load(session.id))["seat"] == "3C"
+
+
 async def test_a_stale_session_never_becomes_another_principal(backend: Backend) -> None:
     """Nor later on, when it knows the way to its successor."""
     manager = backend.manager()
@@ -518,7 +548,9 @@ async def test_sessions_of_and_destroy_all(backend: Backend) -> None:
     assert (await manager.load(other.id))["device"] == "other"
 
 
-async def test_the_index_forgets_who_logged_out_or_became_someone_else(backend: Backend) -> None:
+async def test_the_index_forgets_who_logged_out_or_became_someone_else(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manager = backend.manager()
     sessions = [await manager.load() for _ in range(3)]
     for session in sessions:
@@ -527,7 +559,9 @@ async def test_the_index_forgets_who_logged_out_or_became_someone_else(backend: 
     await manager.destroy(sessions[0])
     sessions[1].principal = None
     await manager.save(sessions[1])
-    assert len(await manager.sessions_of("user:42")) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("asyncsession.verbs._HORIZON", -10_000)  # as if half a minute had passed
+        assert len(await manager.sessions_of("user:42")) == 1
     index = [key for key in await backend.keys() if b":of:" in key]
     assert await backend.redis.zcard(index[0]) == 1
     assert await manager.destroy_all("user:42") == 1

@@ -38,7 +38,7 @@ any_policy = st.sampled_from(POLICIES)
 
 
 @given(any_policy, pairs)
-@settings(max_examples=600)
+@settings(max_examples=400)
 @example(merge.three_way, ({1: "a"}, {True: "a"}))
 @example(merge.three_way, ({1: "a", 2: 0}, {1.0: "a"}))
 @example(merge.three_way, ({NAN: 1}, {}))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import warnings
+from collections.abc import Callable
 
 import anyio
 import pytest
+from redis.asyncio import Redis
 from support.backends import Backend
 from support.proxy import Fault, FaultProxy, is_script
+from support.servers import Server
 
 from asyncsession import SessionManager, StoreUnavailable
+from asyncsession.protocol import Call, Lost
 from asyncsession.transport import lane
 
 
@@ -102,6 +108,63 @@ async def test_a_slow_server_is_not_taken_for_a_dead_one(valkey: Backend) -> Non
         proxy.decide = lambda r: next(delays, Fault.PASS) if is_script(r) else Fault.PASS
         session = await patient.load(session_id)
         assert session["owner"] == 0
+
+
+async def test_a_caller_in_a_hurry_does_not_break_the_connection_for_others(
+    valkey: Backend,
+) -> None:
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS, delay=0.3) as proxy:
+        manager = valkey.manager(proxy.url, timeout=8)
+        (session_id,) = await owned(manager, 1)
+        proxy.decide = lambda r: Fault.DELAY if is_script(r) else Fault.PASS
+        patient = [asyncio.create_task(manager.load(session_id)) for _ in range(3)]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(manager.load(session_id), 0.01)
+        transport = manager._transport
+        hasty = Call("load", ("k",), (b"aS\x01", 0, 0), 0.001)
+        with pytest.raises(Lost):
+            await transport.call(hasty)
+        (only,) = transport._lanes.values()  # type: ignore[attr-defined]
+        link = only._link
+        assert {session["owner"] for session in await asyncio.gather(*patient)} == {0}
+        assert only._link is link, "nobody had to ask again"
+
+
+async def test_an_error_reply_is_an_answer_to_one_call_alone(
+    get_server: Callable[[str], Server],
+) -> None:
+    """What was sent behind a READONLY may have been done, if the replica was promoted between."""
+    server = Server("valkey9")
+    await asyncio.to_thread(server.start)
+    try:
+        async with Redis.from_url(server.url) as admin, SessionManager(server.url) as manager:
+            (session_id,) = await owned(manager, 1)
+            await manager.destroy(session_id)  # the server knows the script then
+            await admin.replicaof("127.0.0.1", "1")
+            transport = manager._transport
+            calls = [Call("load", (f"k{n}",), (b"aS\x01", 0, 0), 1.0) for n in range(2)]
+            touch = Call("destroy", ("k",), (b"aS\x01D" + b"i" * 8, 1000), 1.0)
+            results = await asyncio.gather(
+                *(transport.call(call) for call in (calls[0], touch, calls[1])),
+                return_exceptions=True,
+            )
+            assert [type(result).__name__ for result in results][1:] == ["Refused", "Lost"]
+    finally:
+        await asyncio.to_thread(server.close)
+
+
+def test_lanes_of_ended_loops_are_let_go(get_server: Callable[[str], Server]) -> None:
+    """A synchronous caller that runs a loop for each request must not collect sockets."""
+    manager = SessionManager(get_server("valkey9").url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # asyncio's, of loops nobody cleaned up
+        for _ in range(5):
+            asyncio.run(manager.load("abc." + "x" * 32))
+        assert len(manager._transport._lanes) == 1  # type: ignore[attr-defined]
+        asyncio.run(manager.aclose())
+        manager._transport._lanes.clear()  # type: ignore[attr-defined]
+        gc.collect()
 
 
 async def test_more_calls_than_a_lane_carries_take_turns(

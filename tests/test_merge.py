@@ -129,7 +129,6 @@ M, OVER, DROP, OK = MISSING, Review.OVERWRITTEN, Review.DROPPED, Review.MERGED
         (merge.last_write, 1, 2, 2, 2, OK),
         (merge.last_write, 1, M, 2, M, OVER),
         (merge.last_write, M, 1, 2, 1, OVER),
-        (merge.last_write, 1, 2, M, 2, OVER),
         (merge.counter, 1, 3, 6, 8, OK),
         (merge.counter, 10, 0, 11, 1, OK),
         (merge.counter, M, 2, 3, 5, OK),

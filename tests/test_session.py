@@ -290,15 +290,3 @@ def test_guards(use: Callable[[Session], object], guards: set[str] | None) -> No
     session = Store(a=1, b=1).load()
     use(session)
     assert session.guards() == guards
-
-
-def test_restarted() -> None:
-    store = Store(a=1)
-    session = store.load()
-    session["a"], session.is_stale = 2, True
-    assert session.log is not None
-    fresh = session.restarted(session.log)
-    assert dict(fresh) == {"a": 1}
-    assert (fresh.id, fresh.handle, fresh.is_stale) == (session.id, session.handle, True)
-    assert fresh.incarnation == session.incarnation
-    assert repr(fresh) == "<Session version 1, stale>"

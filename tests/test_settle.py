@@ -195,3 +195,15 @@ def test_what_a_merge_function_is_given_does_not_change_later() -> None:
     session["a"].append(3)
     assert change.base == [1]
     assert change.ours == [1, 2]
+
+
+def test_restarted() -> None:
+    store = Store(a=1)
+    session = store.load()
+    session["a"], session.is_stale = 2, True
+    assert session.log is not None
+    fresh = session.restarted(session.log)
+    assert dict(fresh) == {"a": 1}
+    assert (fresh.id, fresh.handle, fresh.is_stale) == (session.id, session.handle, True)
+    assert fresh.incarnation == session.incarnation
+    assert repr(fresh) == "<Session version 1, stale>"

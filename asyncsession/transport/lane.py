@@ -6,8 +6,8 @@ idle lane wakes nobody: the caller sends and reads by itself.
 
 - A caller that is cancelled only stops waiting. Its reply is still read, and dropped, so the lane
   can't fall out of step and hand somebody the answer to another's question.
-- A connection that breaks, or is silent for the time of a whole call, fails everything that waits
-  on it, and is never used again; the next call opens another.
+- A connection that breaks, or is silent for as long as a call is ever given, fails everything that
+  waits on it, and is never used again; the next call opens another.
 - Addresses, TLS, authentication and the protocol are redis-py's: `connect`, `send_packed_command`
   and `read_response` are all that is used of it. Commands are packed by hiredis itself.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
 
+from asyncsession.protocol import Lost
 from asyncsession.transport.faults import after_sending, before_sending
 
 __all__ = ["Lane"]
@@ -49,6 +51,7 @@ class Lane:
         self._link: _Link | None = None
         self._connecting = asyncio.Lock()
         self._turns = asyncio.Semaphore(_MAX_WAITING)
+        self._silence = 0.0  # seconds: the longest that a call has ever been given
 
     async def call(self, command: tuple[Word, ...], patience: float) -> Any:
         """Send a command and return its reply.
@@ -58,16 +61,15 @@ class Lane:
             Refused, Lost: as the transports' protocol says; after `patience` seconds at the latest.
         """
         link: _Link | None = None
-        answered = 0
+        self._silence = max(self._silence, patience)
         try:
             async with asyncio.timeout(patience), self._turns:
                 link = await self._connected()
-                answered = link.answered
                 return await link.call(command)
         except TimeoutError as error:
             if link is None:
                 raise before_sending(error) from error
-            if link.answered == answered:
+            if link.silent_for() >= self._silence:
                 await link.fail(error)
             raise after_sending(error) from error
 
@@ -78,6 +80,8 @@ class Lane:
 
     async def _connected(self) -> _Link:
         link = self._link
+        if link is not None and link.silent_for() > self._silence:
+            await link.fail(TimeoutError("the server is silent"))
         if link is not None and await link.is_usable():
             return link
         async with self._connecting:
@@ -97,19 +101,19 @@ class Lane:
 
 
 class _Link:
-    """One connection, from the moment it is connected until it fails.
-
-    Attributes:
-        answered: how many replies it has brought.
-    """
+    """One connection, from the moment it is connected until it fails."""
 
     def __init__(self, connection: AbstractConnection) -> None:
-        self.answered = 0
+        self._heard = time.monotonic()
         self._connection = connection
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._outbox: list[bytes] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_failed = False
+
+    def silent_for(self) -> float:
+        """Return for how many seconds somebody has waited without any reply coming."""
+        return time.monotonic() - self._heard if self._waiting else 0.0
 
     async def is_usable(self) -> bool:
         """Tell whether a command may be sent; an idle link that the server has closed is not."""
@@ -126,6 +130,7 @@ class _Link:
         is_idle = not self._waiting
         self._waiting.append(reply)
         if is_idle:
+            self._heard = time.monotonic()
             await self._answer_alone(reply, packed)
         else:
             if not self._outbox:
@@ -139,9 +144,9 @@ class _Link:
             return
         self._has_failed = True
         self._outbox.clear()
-        for reply in self._waiting:
+        for reply in self._waiting:  # an error reply was an answer to the first of them alone
             if not reply.done():
-                reply.set_exception(after_sending(error))
+                reply.set_exception(Lost(f"the connection was given up: {type(error).__name__}"))
                 reply.exception()  # whoever has timed out at this moment does not ask for it
         self._waiting.clear()
         await self._connection.disconnect(nowait=True)
@@ -179,7 +184,7 @@ class _Link:
             )
         except _ERROR_REPLIES as error:
             outcome = error
-        self.answered += 1
+        self._heard = time.monotonic()
         if self._has_failed:
             return
         reply = self._waiting.popleft()
@@ -205,6 +210,8 @@ class _Link:
     async def _broke(self, error: Exception) -> None:
         if self._has_failed:
             return  # redis-py stumbles over a connection that was closed under its feet
+        if self._waiting and not self._waiting[0].done():
+            self._waiting[0].set_exception(after_sending(error))
         await self.fail(error)
         if not isinstance(error, _BROKEN):
             raise error

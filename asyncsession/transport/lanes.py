@@ -50,7 +50,10 @@ def of_url(url: str) -> Transport:
     try:
         options = dict(parse_url(url))
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"redis-py cannot read the URL of the store: {error}") from None
+        raise ConfigurationError(
+            f"redis-py cannot read the URL of the store ({type(error).__name__}): check its port,"
+            " database and options; special characters of a password are percent-encoded"
+        ) from None
     return LaneTransport(_fixed(options))
 
 
@@ -132,6 +135,8 @@ class LaneTransport:
             self._lanes, self._pid = WeakKeyDictionary(), os.getpid()
         loop = _running_loop()
         if loop not in self._lanes:
+            for ended in [other for other in self._lanes if other.is_closed()]:
+                del self._lanes[ended]  # a lane keeps its loop alive, and nobody closes it any more
             options = await self._options()
             self._lanes.setdefault(loop, Lane(partial(_make, options)))
         return self._lanes[loop]
