@@ -14,7 +14,7 @@ from support.strategies import edited, image, items, stored
 from asyncsession import merge
 from asyncsession.delta import apply
 from asyncsession.errors import InvalidSessionValue
-from asyncsession.merge import Policies
+from asyncsession.merge import Policies, Policy
 
 
 class Writers(RuleBasedStateMachine):
@@ -207,3 +207,24 @@ def test_restarted() -> None:
     assert (fresh.id, fresh.handle, fresh.is_stale) == (session.id, session.handle, True)
     assert fresh.incarnation == session.incarnation
     assert repr(fresh) == "<Session version 1, stale>"
+
+
+@pytest.mark.parametrize("policy", [merge.reject, merge.first_write, merge.last_write])
+def test_a_change_during_the_commit_that_meets_another_is_for_the_next_save(policy: Policy) -> None:
+    """To resolve, refuse or report: it still is a change of what this request had loaded."""
+    policies = Policies({"doc": policy}, merge.three_way)
+    store = Store(doc=1)
+    session = store.load()
+    session["own"] = 1
+    store.other(doc=2)
+    sent = session.changes(policies)
+    store.commit(sent)
+    session["doc"] = 3
+    store.settle(session, sent)
+    change = session.changes(policies)["doc"]
+    assert (change.base, change.ours, session["doc"]) == (1, 3, 3)
+    session["doc"] = 2
+    assert not session.modified
+    assert session.changes(policies) == {}
+    session["doc"] = 4
+    assert session.changes(policies)["doc"].base == 2
