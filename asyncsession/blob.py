@@ -55,7 +55,9 @@ _TAG = 8
 _LATEST = 253_402_300_799_999  # ms; the end of the year 9999, which is the last that Python knows
 _MAX_FRAMES = 32  # each costs a reader about a microsecond to fold; a snapshot costs bytes to send
 _MIN_TAIL = 256  # bytes of log beyond the snapshot that are not worth a compaction
-_CERTAIN = frozenset((Op.SET, Op.CREATE, Op.ADD, Op.MAXIMUM, Op.MINIMUM))  # they leave a value
+_CERTAIN = frozenset(
+    (Op.SET, Op.CREATE, Op.ADD, Op.MAXIMUM, Op.MINIMUM)
+)  # after these a value is there
 _MAX_OP = max(Op)
 
 Chain = tuple[bytes, ...]
@@ -206,7 +208,8 @@ class Log:
         chain = self._chains.get(key)
         if chain is None:
             return False
-        return chain[0][0] in _CERTAIN or self.value(key) is not MISSING
+        is_certain = chain[0][0] in _CERTAIN and all(delta[0] != Op.DISCARD for delta in chain)
+        return is_certain or self.value(key) is not MISSING
 
     def value(self, key: str) -> Any:
         """Return a key's value, unpacked anew at each call, or `MISSING`."""

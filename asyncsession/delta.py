@@ -38,6 +38,7 @@ class Op(IntEnum):
     ADD = 6  # [n], or [n, base, ours] where rounding keeps base + n from being ours
     MAXIMUM = 7  # candidate
     MINIMUM = 8  # candidate
+    DISCARD = 9  # items removed from a list or set, which goes, too, if that leaves it empty
 
 
 class Review(IntFlag):
@@ -66,7 +67,8 @@ def diff(base: Any, ours: Any, depth: int = _DEPTH) -> bytes | None:
     if same(base, ours):
         return None
     if ours is MISSING:
-        return encode(Op.DELETE)
+        items = operations.is_list(base) or isinstance(base, (set, frozenset))
+        return encode(Op.DISCARD, list(base)) if items else encode(Op.DELETE)
     if base is MISSING:
         return encode(Op.CREATE if isinstance(ours, (dict, list, tuple, set)) else Op.SET, ours)
     if (
@@ -137,6 +139,8 @@ def review(base: Any, theirs: Any, delta: bytes) -> Review:
         return Review.OVERWRITTEN
     if op is Op.CREATE and not _joined(theirs, ours):
         return Review.OVERWRITTEN
+    if op is Op.DISCARD and not isinstance(theirs, (list, set, frozenset)):
+        return Review.MERGED if theirs is MISSING else Review.OVERWRITTEN
     return Review.MERGED
 
 
@@ -166,6 +170,8 @@ def _apply(current: Any, delta: bytes, depth: int) -> Any:
             return operations.greatest(current, operand)
         case Op.MINIMUM:
             return operations.least(current, operand)
+        case Op.DISCARD:
+            return operations.discard(current, operand)
 
 
 def _patch(current: Any, parts: dict[Any, bytes], depth: int) -> dict[Any, Any]:
@@ -240,4 +246,10 @@ def _is_items(operand: Any) -> bool:
 
 
 _REPLACING = (Op.SET, Op.DELETE)
-_SHAPES = {Op.PATCH: _is_patch, Op.LIST: _is_list_change, Op.UNION: _is_set_change, Op.ADD: _is_sum}
+_SHAPES = {
+    Op.PATCH: _is_patch,
+    Op.LIST: _is_list_change,
+    Op.UNION: _is_set_change,
+    Op.ADD: _is_sum,
+    Op.DISCARD: _is_items,
+}

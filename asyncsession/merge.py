@@ -144,6 +144,8 @@ def _extreme(op: Op) -> Callable[[Any, Any], bytes | None]:
 def _union(base: Any, ours: Any) -> bytes | None:
     sets = (set, frozenset)
     alike = isinstance(ours, sets) or operations.is_list(ours)
+    if ours is MISSING:
+        return diff(base, ours)
     if same(base, ours) or not alike:
         return _replace(base, ours)
     alike = type(base) is type(ours) or (operations.is_list(base) and operations.is_list(ours))

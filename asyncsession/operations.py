@@ -20,6 +20,7 @@ __all__ = [
     "Unfit",
     "add",
     "create",
+    "discard",
     "greatest",
     "is_list",
     "is_number",
@@ -173,6 +174,15 @@ def reset(current: Any, *changes: tuple[list[Any], Any]) -> Any:
         else:
             raise Unfit
     return current
+
+
+def discard(current: Any, items: list[Any]) -> Any:
+    """Delete a list or set of which `items` were known; what others have added to it stays."""
+    if is_list(current):
+        return relist(current, items, []) or MISSING
+    if isinstance(current, (set, frozenset)):
+        return _reset_set(current, items, ()) or MISSING
+    return MISSING
 
 
 def _reset_set(current: Any, removed: list[Any], added: Any) -> Any:

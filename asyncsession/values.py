@@ -203,10 +203,9 @@ def _unpack(packed: bytes, depth: int) -> Any:
         return msgpack.unpackb(
             packed, strict_map_key=False, timestamp=3, ext_hook=_EXT_HOOKS[depth]
         )
-    except _UNREADABLE as error:
-        raise InvalidSessionData(
-            f"a stored value cannot be read: {type(error).__name__}"
-        ) from error
+    except _UNREADABLE as error:  # in its own words it may quote the value
+        kind = type(error).__name__
+        raise InvalidSessionData(f"a stored value cannot be read: {kind}") from None
 
 
 _EXT_HOOKS = [partial(_from_ext, depth) for depth in range(_MAX_SETS + 1)]

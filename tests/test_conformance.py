@@ -196,6 +196,26 @@ async def test_a_deleted_dict_does_not_come_back_with_one_field(backend: Backend
     assert "address" not in await manager.load(first.id)
 
 
+async def test_flash_messages_added_while_the_old_ones_are_popped(backend: Backend) -> None:
+    """Whichever is committed first, and for sets as for lists."""
+    manager = backend.manager(merge={"events": merge.append, "tags": merge.union})
+    for popped_first in (True, False):
+        reader = await stored(backend, flash=["old"], events=["old"], tags={"old"})
+        writer = await manager.load(reader.id)
+        for key in ("flash", "events", "tags"):
+            reader.pop(key)
+        writer["flash"].append("new")
+        writer["events"].append("new")
+        writer["tags"].add("new")
+        for session in (reader, writer) if popped_first else (writer, reader):
+            assert not (await manager.save(session)).overwritten
+        found = await manager.load(reader.id)
+        assert dict(found) == {"flash": ["new"], "events": ["new"], "tags": {"new"}}
+        found.clear()
+        await manager.save(found)
+        assert dict(await manager.load(reader.id)) == {}
+
+
 async def test_first_write_keeps_the_first(backend: Backend) -> None:
     manager = backend.manager(merge={"winner": merge.first_write})
     first = await stored(backend, other=0)

@@ -255,8 +255,8 @@ def test_flash_message_added_while_the_old_ones_are_popped() -> None:
     popped, added = diff(["old"], MISSING), diff(["old"], ["old", "new"])
     assert popped is not None
     assert fold(["old"], popped, added) == ["new"]
-    assert fold(["old"], added, popped) is MISSING
-    assert review(["old"], ["old", "new"], popped) is Review.OVERWRITTEN
+    assert fold(["old"], added, popped) == ["new"]
+    assert review(["old"], ["old", "new"], popped) is Review.MERGED
 
 
 def test_flash_messages_popped_twice() -> None:
