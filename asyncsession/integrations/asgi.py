@@ -21,6 +21,7 @@ A WebSocket finds its session in the scope too. It never sets a cookie and saves
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -144,7 +145,6 @@ class _Exchange:
         self._sent_id = sent_id
         self._session = session
         self._send = send
-        self._is_gone = False
 
     async def send(self, message: Message) -> None:
         """Pass on a message of the application; before the first of a response, commit.
@@ -181,10 +181,8 @@ class _Exchange:
         is_unreachable = session.is_stale and session.is_new
         if is_unreachable or not session.modified:
             return
-        try:
+        with contextlib.suppress(SessionGone):  # `session.is_destroyed` says so from then on
             await self._manager.save(session)
-        except SessionGone:
-            self._is_gone = True
 
     def _dressed(self, start: Message) -> Message:
         """Return the message that starts a response, with the headers that are ours to add."""
@@ -204,7 +202,7 @@ class _Exchange:
         session = self._session
         if session.is_stale:
             return None
-        if session.is_new or session.is_destroyed or self._is_gone:
+        if session.is_new or session.is_destroyed:
             return None if self._sent_id is None else self._cookie.clear()
         return None if session.id == self._sent_id else self._cookie.issue(session.id)
 
