@@ -146,6 +146,9 @@ def _make(options: _Options) -> AbstractConnection:
     """Return a new connection: with no retries, and no RESP3."""
     # Replays are ours to decide; on RESP3 redis-py can't tell an unread reply from a push.
     own: _Options = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
+    # With it redis-py sends under `asyncio.wait_for`, which before Python 3.12 may swallow the
+    # cancellation that ends a call's patience. That patience bounds sending and reading already.
+    own["socket_timeout"] = None
     merged: _Options = {"driver_info": _DRIVER, **options, **own}
     merged.pop("max_connections", None)
     kind: type[AbstractConnection] = merged.pop("connection_class", Connection)

@@ -122,7 +122,8 @@ async def faulted_commits(
             else:
                 tally.acknowledged.append(mark)
 
-    await asyncio.gather(*map(writer, range(writers)))
+    async with asyncio.timeout(100):  # nobody waits for ever, whatever is lost
+        await asyncio.gather(*map(writer, range(writers)))
     await proxy.drained()
     final = await direct.load(session.id)
     found = Counter(final["log"])
