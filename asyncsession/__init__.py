@@ -12,6 +12,7 @@ from asyncsession.errors import (
     SessionGone,
     SessionTooLarge,
     StoreUnavailable,
+    TooManySessions,
 )
 from asyncsession.manager import SessionManager
 from asyncsession.session import Session
@@ -29,5 +30,6 @@ __all__ = [
     "SessionManager",
     "SessionTooLarge",
     "StoreUnavailable",
+    "TooManySessions",
     "merge",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "SessionGone",
     "SessionTooLarge",
     "StoreUnavailable",
+    "TooManySessions",
 ]
 
 
@@ -63,6 +64,22 @@ class SessionTooLarge(SessionError):
             f"the session would take {size} bytes, the limit is {limit}"
             + (f"; largest keys: {biggest}" if biggest else "")
         )
+
+
+class TooManySessions(SessionError):
+    """The principal has as many sessions as they may, and `when_full` is "refuse". Nothing written.
+
+    The session keeps its unsaved changes, the principal among them, so saving it again is refused
+    again while there is no room. Of logins at the same moment some are refused only after their
+    commit; then the session has ended (`session.is_destroyed`).
+
+    Attributes:
+        limit: the manager's `max_sessions`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"the principal has {limit} sessions already, which is the limit")
 
 
 class InvalidSessionData(SessionError):

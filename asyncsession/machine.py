@@ -67,6 +67,8 @@ class Settings:
     max_bytes: int
     timeout: float
     policies: Policies
+    max_sessions: int | None = None
+    ends_oldest: bool = False
     clock: Clock = field(default_factory=Clock)
 
     @property

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import anyio
 
-from asyncsession import verbs
+from asyncsession import adoption, principals, verbs
 from asyncsession.draft import Commit, Rerun
 from asyncsession.errors import ConfigurationError, SessionConflict
 from asyncsession.machine import MAX_TIMEOUT, Budget, Settings
 from asyncsession.merge import MergeFunction, Policies, Policy, three_way
-from asyncsession.protocol import Lost, Machine, Pause, Refused, Transport
+from asyncsession.protocol import Group, Lost, Pause, Refused, Together, Transport
 from asyncsession.session import Session
 from asyncsession.transport import connect
 
@@ -43,6 +44,10 @@ class SessionManager:
         default_merge: the policy of all other keys.
         max_bytes: what a session may take, packed.
         timeout: seconds that one operation may take with all its retries; at most 10.
+        max_sessions: how many sessions one principal may have at a time (ASVS 5.0 7.1.2); None for
+            any number. It is looked after when a session becomes the principal's.
+        when_full: what a login does that would be one too many: `"end_oldest"` ends the session
+            that was seen longest ago, `"refuse"` raises `TooManySessions`.
 
     Raises:
         ConfigurationError: an argument that cannot work; the message says which and why.
@@ -59,6 +64,8 @@ class SessionManager:
         default_merge: Policy | MergeFunction = three_way,
         max_bytes: int = 65_536,
         timeout: float = 5.0,
+        max_sessions: int | None = None,
+        when_full: Literal["end_oldest", "refuse"] = "end_oldest",
     ) -> None:
         if not isinstance(prefix, str) or not prefix or set(prefix) & set("{}"):
             raise ConfigurationError("prefix: a string without braces, and not empty")
@@ -70,6 +77,10 @@ class SessionManager:
             raise ConfigurationError("max_bytes: 256 bytes to 16 MiB")
         if not 0 < timeout <= MAX_TIMEOUT:
             raise ConfigurationError(f"timeout: more than 0 and at most {MAX_TIMEOUT:g} seconds")
+        if max_sessions is not None and (type(max_sessions) is not int or max_sessions < 1):
+            raise ConfigurationError("max_sessions: a number from 1, or None for no limit")
+        if when_full not in ("end_oldest", "refuse"):
+            raise ConfigurationError("when_full: 'end_oldest' or 'refuse'")
         self._settings = Settings(
             prefix=prefix,
             idle_timeout=min(idle, absolute),
@@ -77,6 +88,8 @@ class SessionManager:
             max_bytes=max_bytes,
             timeout=timeout,
             policies=Policies(merge or {}, default_merge),
+            max_sessions=max_sessions,
+            ends_oldest=when_full == "end_oldest",
         )
         self._transport: Transport = connect(url)
 
@@ -93,6 +106,22 @@ class SessionManager:
         """
         return await self._drive(verbs.load(self._settings, session_id))
 
+    async def load_through(self, source: adoption.Source, peer_id: str | None) -> Session:
+        """Return what became of another library's session; take it over if nobody has yet.
+
+        Args:
+            source: that library's store, one of `asyncsession.migration`.
+            peer_id: what `source.peer_id` made of its cookie. None, or the id of a session that is
+                not there, or was taken over and has ended since, gives a new, empty session.
+
+        Raises:
+            StoreUnavailable: one of the two servers could not be reached in time.
+            InvalidSessionData: what our own store holds cannot be read; it is left as it is.
+            What `principal` of the source raises.
+        """
+        machine = adoption.load_through(self._settings, source, peer_id)
+        return await self._drive(machine, adoption.TwoStores(self._transport, source.transport))
+
     async def save(self, session: Session) -> Commit:
         """Commit what has changed in `session`, merged with what others did; then it shows that.
 
@@ -103,6 +132,7 @@ class SessionManager:
             SessionConflict: others changed a key whose policy refuses to merge.
             SessionGone: the session was destroyed or has expired.
             SessionTooLarge: it would exceed `max_bytes`.
+            TooManySessions: its principal is new, and has `max_sessions` already.
             InvalidSessionValue: a value that sessions cannot hold.
             StoreUnavailable: Redis could not be reached, or refused; nothing was written.
             CommitOutcomeUnknown: the commit was sent, and no answer came.
@@ -167,6 +197,22 @@ class SessionManager:
         """
         return await self._drive(verbs.rotate(self._settings, session))
 
+    async def refresh(self, session: Session) -> None:
+        """Bring a session in long use up to date with what others committed, in one round trip.
+
+        Unsaved changes stay, and go on top, merged by their keys' policies; objects that were
+        handed out are brought up to date in place. Nothing is written, and the idle timeout is not
+        put off. A new session is left as it is. One that was rotated away by another request is
+        shown nothing of its successor: for it this only tells whether that lives.
+
+        Raises:
+            SessionGone: the session was destroyed or has expired; `session.is_destroyed` says so.
+            CommitOutcomeUnknown: a commit of it was never answered, or cancelled; save it again.
+            StoreUnavailable: Redis could not be reached in time.
+            InvalidSessionData: what is stored cannot be read; the session is as it was.
+        """
+        await self._drive(verbs.refresh(self._settings, session))
+
     async def touch(self, session: Session) -> None:
         """Put off the idle timeout of a session in long use, such as behind a WebSocket.
 
@@ -185,14 +231,24 @@ class SessionManager:
         """
         await self._drive(verbs.destroy(self._settings, session))
 
-    async def sessions_of(self, principal: str) -> list[Session]:
-        """Return the live sessions of a principal; their ids are not known, so they are empty.
+    async def sessions_of(self, principal: str, *, current: Session | None = None) -> list[Session]:
+        """Return the live sessions of a principal, last seen first (ASVS 5.0 7.5.2).
+
+        Their ids are not known, so they are empty. Listing does not put off their idle timeouts.
+        One that cannot be read is listed with nothing in it and `is_unreadable`: the principal can
+        still see that there is one, and end it.
+
+        Args:
+            principal: as assigned to `session.principal`.
+            current: the session of the request; the one in the list that is the same, whatever
+                its id is by now, has `is_current`.
 
         Raises:
             StoreUnavailable: Redis could not be reached in time.
-            InvalidSessionData: one of them cannot be read.
         """
-        return await self._drive(verbs.sessions_of(self._settings, _principal(principal)))
+        return await self._drive(
+            principals.sessions_of(self._settings, _principal(principal), current)
+        )
 
     async def destroy_all(self, principal: str, *, keep: Session | None = None) -> int:
         """End all sessions of a principal, those just logging in included (ASVS 7.4.2, 7.4.5).
@@ -207,7 +263,9 @@ class SessionManager:
         Raises:
             StoreUnavailable, CommitOutcomeUnknown: not all could be; call it again.
         """
-        return await self._drive(verbs.destroy_all(self._settings, _principal(principal), keep))
+        return await self._drive(
+            principals.destroy_all(self._settings, _principal(principal), keep)
+        )
 
     async def aclose(self) -> None:
         """Close the connection of this event loop; using the manager again opens a new one."""
@@ -223,8 +281,9 @@ class SessionManager:
     def __repr__(self) -> str:
         return f"<SessionManager prefix={self._settings.prefix!r} on {self._transport!r}>"
 
-    async def _drive(self, machine: Machine[T]) -> T:
+    async def _drive(self, machine: Group[T], transport: Transport | None = None) -> T:
         """Perform what the machine asks for, until it returns or raises."""
+        transport = transport or self._transport
         try:
             step = next(machine)
             while True:
@@ -232,8 +291,11 @@ class SessionManager:
                     await anyio.sleep(step.seconds)
                     step = machine.send(None)
                     continue
+                if isinstance(step, Together):
+                    step = machine.send(await self._drive_all(step, transport))
+                    continue
                 try:
-                    reply = await self._transport.call(step)
+                    reply = await transport.call(step)
                 except (Refused, Lost) as fault:
                     step = machine.throw(fault)
                 else:
@@ -243,6 +305,15 @@ class SessionManager:
             return result
         finally:
             machine.close()
+
+    async def _drive_all(self, step: Together, transport: Transport) -> list[Any]:
+        """Carry machines through, and return what they returned."""
+        driven = (self._drive(part, transport) for part in step.machines)
+        ended = await asyncio.gather(*driven, return_exceptions=True)
+        for outcome in ended:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return ended
 
 
 def _seconds(name: str, duration: float | timedelta) -> float:

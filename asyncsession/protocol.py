@@ -11,7 +11,17 @@ from collections.abc import Generator
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-__all__ = ["Call", "Code", "Lost", "Machine", "Pause", "Refused", "Transport"]
+__all__ = [
+    "Call",
+    "Code",
+    "Group",
+    "Lost",
+    "Machine",
+    "Pause",
+    "Refused",
+    "Together",
+    "Transport",
+]
 
 T = TypeVar("T")
 
@@ -51,7 +61,18 @@ class Pause(NamedTuple):
     seconds: float
 
 
+class Together(NamedTuple):
+    """Carry these machines through, at once or in any order, and send back what they return.
+
+    Where some of them raise, the others are carried through nevertheless, and the first exception
+    ends the whole.
+    """
+
+    machines: tuple[Machine[Any], ...]
+
+
 Machine: TypeAlias = Generator[Call | Pause, Any, T]
+Group: TypeAlias = Generator[Call | Pause | Together, Any, T]
 
 
 class Refused(Exception):

@@ -55,11 +55,15 @@ class Session(MutableMapping[str, Any]):
             while this request was under way, its commits land in the successor, and it shows what
             it loaded and did itself. Leave the browser's cookie alone either way.
         is_destroyed: it has ended: destroyed here, or found gone by a save or touch.
-        is_saving: a commit of it is under way.
+        is_current: it is the one that was given as `current` when this list of sessions was made.
+        is_unreadable: it was listed, but what is stored cannot be read: it shows nothing, and all
+            that can be done is to destroy it.
+        is_saving: a commit or refresh of it is under way.
         was_sent: it is stored, or may be, since a commit of it was sent.
         unanswered: the commit that was sent and never answered, if any; the next save finishes it.
         joining: the principal whose index lists the session for a commit that is not confirmed yet,
             and the index's epoch then.
+        is_newcomer: it did not belong to that principal before.
     """
 
     def __init__(self, session_id: str = "", log: Log | None = None, handle: str = "") -> None:
@@ -68,16 +72,25 @@ class Session(MutableMapping[str, Any]):
         self.incarnation = log.incarnation if log else secrets.token_bytes(8)
         self.is_stale = False
         self.is_destroyed = False
+        self.is_current = self.is_unreadable = False
         self.is_saving = False
         self.was_sent = log is not None
         self.unanswered: object = None
         self.joining: tuple[str, bytes] | None = None
+        self.is_newcomer = True
         self._log = log
         self._held: dict[str, Any] = {}
         self._bases: dict[str, Any] = {}  # of changes made during a save, which others have met
         self._read: set[str] = set()
         self._read_all = False
         self._policies = Policies({}, three_way)
+
+    @classmethod
+    def unreadable(cls, handle: str) -> Session:
+        """Return what stands for a session in a list that cannot be read."""
+        session = cls("", None, handle)
+        session.is_unreadable = session.was_sent = True
+        return session
 
     @property
     def log(self) -> Log | None:
@@ -92,7 +105,7 @@ class Session(MutableMapping[str, Any]):
     @property
     def is_new(self) -> bool:
         """Whether the session is not in the store yet. An empty new session is never written."""
-        return self._log is None
+        return self._log is None and not self.is_unreadable
 
     @property
     def version(self) -> int:
@@ -108,6 +121,16 @@ class Session(MutableMapping[str, Any]):
     def expires_at(self) -> datetime | None:
         """When the absolute timeout ends it, whatever happens (ASVS 5.0 7.3.2); None if new."""
         return _moment(self._log.deadline) if self._log else None
+
+    @property
+    def last_seen(self) -> datetime | None:
+        """When the session was last committed, or its idle timeout put off; None if new.
+
+        On the server's clock. Loads put the timeout off once in a touch interval, a tenth of the
+        idle timeout or a minute, whichever is shorter; it is not known to more than that.
+        """
+        log = self._log
+        return _moment(min(log.stamp, log.deadline)) if log else None
 
     @property
     def principal(self) -> str | None:
@@ -201,6 +224,11 @@ class Session(MutableMapping[str, Any]):
         """Show nothing any more: the session was destroyed."""
         self.is_destroyed, self._log = True, None
         self._held.clear()
+
+    def refresh(self, log: Log, policies: Policies) -> None:
+        """Show the state of `log`, what has not been saved on top of it."""
+        self._policies = policies
+        self.settle(log, {})
 
     def guards(self) -> frozenset[str] | None:
         """Return the keys that have been read or written; None for all, if they were listed."""

@@ -25,17 +25,19 @@ LAYERS = [
     {"merge", "blob"},
     {"session"},
     {"machine"},
-    {"draft"},
+    {"draft", "handles"},
     {"commit"},
+    {"principals"},
     {"verbs"},
+    {"adoption"},
     {"transport"},
-    {"manager"},
+    {"manager", "migration"},
     {"integrations"},
     {"demo"},
     {"cli"},
     {"__main__"},
 ]
-PURE = set().union(*LAYERS[:10]) - {"scripts"}
+PURE = set().union(*LAYERS[:12]) - {"scripts"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -29,4 +29,5 @@ def _read(name: str) -> Script:
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-SCRIPTS = {name: _read(name) for name in ("commit", "destroy", "index", "load", "touch")}
+_NAMES = ("adopt", "commit", "destroy", "index", "load", "original", "touch")
+SCRIPTS = {name: _read(name) for name in _NAMES}

@@ -1,9 +1,10 @@
--- Reads a session and puts off its idle timeout, at most once in a touch interval.
--- The timeout is never shortened, and never reaches past the absolute deadline.
+-- Reads a session, puts off its idle timeout and notes that it was seen, each at most once in a
+-- touch interval. The timeout is never shortened, and never reaches past the absolute deadline.
+-- When a session was seen is the stamp of its last frame, which moves forward for that.
 --
 -- KEYS[1]   the session
 -- ARGV[1]   head: magic (2) and format (1) that the caller can read
--- ARGV[2]   idle timeout, ms; 0 to leave it as it is
+-- ARGV[2]   idle timeout, ms; 0 to look only, and to write nothing
 -- ARGV[3]   touch interval, ms
 --
 -- Returns   {code, now, data}
@@ -13,7 +14,7 @@
 --   UNREADABLE what is there is not of this format
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
-local HEAD, HEADER = 12, 40
+local HEAD, HEADER, TRAILER = 12, 40, 22
 
 local function number(text, at, size)
   local n = 0
@@ -21,14 +22,24 @@ local function number(text, at, size)
   return n
 end
 
+local function bytes(n, size)
+  local out = {}
+  for i = size, 1, -1 do
+    out[i] = string.char(n % 256)
+    n = math.floor(n / 256)
+  end
+  return table.concat(out)
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local blob = redis.call('GET', KEYS[1])
 if not blob then return {GONE, now, ''} end
-if string.sub(blob, 1, 3) ~= ARGV[1] then return {UNREADABLE, now, ''} end
 local kind = string.sub(blob, 4, 4)
+local is_ours = string.sub(blob, 1, 2) == string.sub(ARGV[1], 1, 2)
+if is_ours and kind == 'D' and #blob == HEAD then return {GONE, now, ''} end -- of any format
+if string.sub(blob, 1, 3) ~= ARGV[1] then return {UNREADABLE, now, ''} end
 if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1)} end
-if kind == 'D' then return {GONE, now, ''} end
 if kind ~= 'L' or #blob < HEADER then return {UNREADABLE, now, ''} end
 
 local left = number(blob, 19, 6) - now
@@ -39,6 +50,15 @@ if current >= 0 and ttl - current >= tonumber(ARGV[3]) and ttl > current then
   redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ttl))
 end
 
-local retired = number(blob, 37, 4)
+local retired, interval = number(blob, 37, 4), tonumber(ARGV[3])
+local stamp = #blob - TRAILER + 1
+if ttl > 0 and stamp > HEADER + retired and now - number(blob, stamp, 6) >= interval then
+  local at = HEADER + retired + 1
+  while at < stamp do at = at + 4 + number(blob, at, 4) end
+  if at == #blob + 1 then -- whole frames; a damaged log is left as it is
+    redis.call('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6))
+    blob = string.sub(blob, 1, stamp - 1) .. bytes(now, 6) .. string.sub(blob, stamp + 6)
+  end
+end
 if retired == 0 then return {OK, now, blob} end
 return {OK, now, string.sub(blob, 1, HEADER) .. string.sub(blob, HEADER + retired + 1)}

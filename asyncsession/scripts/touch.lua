@@ -1,4 +1,5 @@
 -- Puts off a session's idle timeout; never shortens it, never reaches past the absolute deadline.
+-- Notes that the session was seen: the stamp of its last frame moves forward.
 --
 -- KEYS[1]   the session
 -- ARGV[1]   head: magic (2), format (1), kind (1) and incarnation (8) of the live session
@@ -11,12 +12,21 @@
 --   UNREADABLE what is there is not of this format
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
-local HEAD, HEADER = 12, 40
+local HEAD, HEADER, TRAILER = 12, 40, 22
 
 local function number(text, at, size)
   local n = 0
   for i = at, at + size - 1 do n = n * 256 + string.byte(text, i) end
   return n
+end
+
+local function bytes(n, size)
+  local out = {}
+  for i = size, 1, -1 do
+    out[i] = string.char(n % 256)
+    n = math.floor(n / 256)
+  end
+  return table.concat(out)
 end
 
 local time = redis.call('TIME')
@@ -28,12 +38,16 @@ if string.sub(blob, 1, 3) ~= string.sub(head, 1, 3) then return {UNREADABLE, now
 if string.sub(blob, 5, HEAD) ~= string.sub(head, 5, HEAD) then return {GONE, now, ''} end
 local kind = string.sub(blob, 4, 4)
 if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1)} end
-if kind ~= 'L' or #blob < HEADER then return {GONE, now, ''} end
+if kind ~= 'L' or #blob < HEADER + TRAILER then return {GONE, now, ''} end
 
 local left = number(blob, 19, 6) - now
 if left <= 0 then return {GONE, now, ''} end
 local ttl = math.min(tonumber(ARGV[2]), left)
 if ttl > redis.call('PTTL', KEYS[1]) then
   redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ttl))
+end
+local stamp = redis.call('STRLEN', KEYS[1]) - TRAILER
+if now > number(redis.call('GETRANGE', KEYS[1], stamp, stamp + 5), 1, 6) then
+  redis.call('SETRANGE', KEYS[1], stamp, bytes(now, 6))
 end
 return {OK, now, ''}

@@ -1,0 +1,63 @@
+"""What is done to a session by its handle, wherever it has moved since: look, find, end."""
+
+from __future__ import annotations
+
+from asyncsession.blob import FORMAT, Kind, Log, head
+from asyncsession.errors import InvalidSessionData
+from asyncsession.machine import RETRY_HORIZON, Budget, Reply, Settings, send
+from asyncsession.protocol import Code, Machine
+from asyncsession.session import Session
+
+__all__ = ["HORIZON", "MAGIC", "end", "find", "follow"]
+
+HORIZON = round(RETRY_HORIZON * 1000)
+"""How long tombstones stay, ms."""
+
+MAGIC = FORMAT[:2]
+"""What any session of ours begins with, whatever its format."""
+
+
+def follow(settings: Settings, budget: Budget, script: str, handle: str,
+           *args: bytes | str | int) -> Machine[tuple[Reply, str]]:  # fmt: skip
+    """Run a script on a session; return its reply, and the handle that the session has now."""
+    while True:
+        reply = yield from send(settings, budget, script, (settings.key(handle),), *args)
+        if reply.code is not Code.MOVED:
+            return reply, handle
+        handle = _successor(reply)
+
+
+def find(
+    settings: Settings, budget: Budget, handle: str, principal: str
+) -> Machine[Session | None]:
+    """Return a live session of a principal's, without touching it; None if there is none.
+
+    One that cannot be read is returned as such: with no content, and `is_unreadable`. All values
+    are looked at, so that damage shows here and not on the page that lists the session.
+    """
+    while True:
+        try:
+            reply = yield from send(settings, budget, "load", (settings.key(handle),), FORMAT, 0, 0)
+            if reply.code is Code.OK:
+                log = Log.parse(reply.data)
+                session = Session("", log, handle)
+                is_theirs = session.stored_principal == principal
+                for key in log.keys() if is_theirs else ():
+                    log.value(key)
+                return session if is_theirs else None
+        except InvalidSessionData:
+            return Session.unreadable(handle)
+        if reply.code is not Code.MOVED:
+            return None
+        handle = _successor(reply)
+
+
+def end(settings: Settings, budget: Budget, session: Session) -> Machine[None]:
+    """Leave a tombstone, following rotations: whoever logs out means the session, not the id."""
+    mark = MAGIC if session.is_unreadable else head(Kind.DESTROYED, session.incarnation)
+    yield from follow(settings, budget, "destroy", session.handle, mark, HORIZON)
+
+
+def _successor(reply: Reply) -> str:
+    handle: str = reply.data.decode("ascii", "replace")
+    return handle

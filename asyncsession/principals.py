@@ -1,0 +1,282 @@
+"""The sessions of a principal: who joins them, how many there may be, listing and ending them.
+
+The index of a principal lives in another Cluster slot than the sessions it lists, so the two are
+never written in one step. Joining goes: list the session as pending, commit, confirm. If somebody
+has revoked the principal's sessions in between, the confirmation is refused and the session ends.
+
+A limit on the number of sessions rides on that. The reply to a confirmation says who was confirmed
+by then. So of any two logins the later one sees the earlier, and it is the later one that acts,
+after its own commit: it ends itself ("refuse"), or those that were seen longest ago
+("end_oldest"). Any set of sessions that live together has a last one to be confirmed, and that one
+saw all the others: there are never more than the limit, pending ones aside. Of pending ones nobody
+takes notice, since they will look for themselves; but one that is still pending when no login
+could be under way any more was left behind, and counts. A session that belongs to the principal
+already keeps its place, whatever it commits and however often it is rotated.
+
+Under "refuse" a login also looks before its commit, so that in nearly all cases it is refused
+before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from asyncsession.blob import FORMAT
+from asyncsession.commit import commit
+from asyncsession.draft import Commit, Rerun
+from asyncsession.errors import CommitOutcomeUnknown, SessionError, SessionGone, TooManySessions
+from asyncsession.handles import HORIZON, end, find, follow
+from asyncsession.ids import session_handle
+from asyncsession.machine import Budget, Reply, Settings, send
+from asyncsession.protocol import Code, Group, Machine, Together
+from asyncsession.session import Session
+
+__all__ = ["destroy_all", "joining", "sessions_of"]
+
+_AT_ONCE = 64  # sessions that are looked up together; each may take `max_bytes` of memory
+_PENDING = "?"
+
+
+class _Entry(NamedTuple):
+    """One line of an index.
+
+    Attributes:
+        raw, score: as it is stored.
+        handle: of the session, now or before a rotation.
+        is_joining: it is pending, and the login may still be under way.
+    """
+
+    raw: bytes
+    score: bytes
+    handle: str
+    is_joining: bool
+
+
+class _Member(NamedTuple):
+    """A live session of the principal, and an entry that led to it."""
+
+    entry: _Entry
+    session: Session
+
+    @property
+    def identity(self) -> bytes:
+        """The same for all entries of one session, whatever its handle was in between."""
+        session = self.session
+        return session.handle.encode() if session.is_unreadable else session.incarnation
+
+    @property
+    def seen(self) -> tuple[int, bytes]:
+        """An order that all who look agree on; what cannot be read was seen longest ago."""
+        log = self.session.log
+        return (log.stamp if log else 0), self.identity
+
+
+def sessions_of(
+    settings: Settings, principal: str, current: Session | None = None
+) -> Group[list[Session]]:
+    """Return the live sessions of a principal, last seen first, and prune the index of others."""
+    index = _Index(settings, Budget(settings.timeout), principal)
+    listed = yield from index.call("list")
+    members: dict[bytes, _Member] = {}
+    for batch in _batches(index.entries(listed, listed.data)):
+        found = yield Together(tuple(index.member(entry) for entry in batch))
+        members.update((member.identity, member) for member in found if member is not None)
+    for member in members.values():
+        member.session.is_current = current is not None and member.identity == current.incarnation
+    return [member.session for member in sorted(members.values(), key=_seen, reverse=True)]
+
+
+def destroy_all(settings: Settings, principal: str, keep: Session | None = None) -> Group[int]:
+    """End all sessions of a principal, also those that are joining right now; return how many."""
+    index = _Index(settings, Budget(settings.timeout), principal)
+    # Remembered for longer than logins take: what is migrated later comes after it, too.
+    listed = yield from index.call("revoke", lasts=max(HORIZON, settings.absolute))
+    ended: set[bytes | None] = set()
+    for batch in _batches(index.entries(listed, listed.data)):
+        ended.update((yield Together(tuple(_end_at(index, entry, keep) for entry in batch))))
+    return len(ended - {None})
+
+
+def _end_at(index: _Index, entry: _Entry, keep: Session | None) -> Machine[bytes | None]:
+    """End the session that an entry leads to, and return its identity."""
+    member = yield from index.member(entry)
+    if member is None or (keep is not None and member.identity == keep.incarnation):
+        return None
+    yield from index.expel(member)
+    return member.identity
+
+
+def joining(
+    settings: Settings, session: Session, new_id: str | None, *, serial: bool
+) -> Machine[Commit | Rerun]:
+    """Commit, and keep the index of the session's principal in step.
+
+    Raises:
+        TooManySessions: the principal has as many sessions as they may.
+        SessionGone: all sessions of the principal were ended meanwhile.
+        What `commit` raises.
+    """
+    budget = Budget(settings.timeout)
+    budget.unsure = session.unanswered is not None
+    principal, handle, was_new = session.held_principal, session.handle, session.is_new
+    before, index = session.joining, None
+    has_begun = before is not None or session.unanswered is not None
+    if principal is not None and (principal != session.stored_principal or new_id or before):
+        index = _Index(settings, budget, principal)
+        session.joining = yield from _announce(index, session, new_id, has_begun=has_begun)
+    try:
+        outcome = yield from commit(settings, budget, session, new_id=new_id, serial=serial)
+    except CommitOutcomeUnknown:
+        raise
+    except SessionError:
+        session.joining = before
+        raise
+    was_forwarded = session.is_stale and not was_new
+    if not isinstance(outcome, Commit) or was_forwarded:
+        session.joining = None
+        return outcome
+    budget.unsure = True  # it is committed; that it may stay is not yet known
+    if index is not None:
+        yield from _confirm(index, session, has_begun=has_begun)
+    owner = session.stored_principal
+    if session.handle != handle and owner is not None and owner != principal:
+        theirs = _Index(settings, budget, owner)  # a login met a rotation
+        yield from theirs.add("confirm", session, session.handle)
+    session.joining = None
+    return outcome
+
+
+def _announce(index: _Index, session: Session, new_id: str | None, *,
+              has_begun: bool) -> Machine[tuple[str, bytes]]:  # fmt: skip
+    """List a session as pending; return its principal and the epoch to confirm."""
+    before = session.joining
+    if before is not None and before[0] != index.principal:
+        before = None
+    if before is None:
+        session.is_newcomer = session.stored_principal != index.principal
+    # What has been sent may have been done; then only the confirmation can refuse.
+    is_refusable = session.is_newcomer and not index.settings.ends_oldest and not has_begun
+    handle = session.handle if new_id is None else session_handle(new_id)
+    listed = yield from index.add("join", session, handle, is_counted=is_refusable)
+    if len(listed.data) > 1:
+        entries = index.entries(listed, listed.data[1:])
+        others = yield from index.members(entries)
+        others.pop(session.incarnation, None)
+        if len(others) >= index.limit:
+            pending = f"{_PENDING}{handle}".encode()
+            for entry in entries:
+                if entry.raw == pending:
+                    yield from index.drop(entry)
+            raise TooManySessions(index.limit)
+    return before or (index.principal, listed.data[0])
+
+
+def _confirm(index: _Index, session: Session, *, has_begun: bool) -> Machine[None]:
+    """Confirm that a session has joined, and see to it that there are not too many now."""
+    epoch = session.joining[1] if session.joining else b""
+    listed = yield from index.add(
+        "confirm", session, session.handle, epoch, is_counted=session.is_newcomer
+    )
+    if listed.code is Code.GONE:
+        yield from _lose(index, session)
+        raise SessionGone("all sessions of this principal were ended meanwhile")
+    members = yield from index.members(index.entries(listed, listed.data[1:]))
+    if session.incarnation not in members:
+        if members or (index.limit and has_begun):
+            yield from _require(index, session)  # another login may have ended it
+        return
+    surplus = len(members) - index.limit
+    if surplus <= 0:
+        return
+    if not index.settings.ends_oldest:
+        yield from _lose(index, session)
+        raise TooManySessions(index.limit)
+    del members[session.incarnation]
+    for member in sorted(members.values(), key=_seen)[:surplus]:
+        yield from index.expel(member)
+
+
+def _require(index: _Index, session: Session) -> Machine[None]:
+    """Raise `SessionGone` if a session has ended."""
+    look = follow(index.settings, index.budget, "load", session.handle, FORMAT, 0, 0)
+    reply, _handle = yield from look
+    if reply.code is not Code.OK:
+        raise SessionGone("the session has ended while it joined its principal's")
+
+
+def _lose(index: _Index, session: Session) -> Machine[None]:
+    """End the session that was to join."""
+    yield from end(index.settings, index.budget, session)
+    session.end()
+
+
+class _Index:
+    """The index of one principal, within one operation."""
+
+    def __init__(self, settings: Settings, budget: Budget, principal: str) -> None:
+        self.settings = settings
+        self.budget = budget
+        self.limit = settings.max_sessions or 0
+        self.principal = principal
+        self._key = (settings.index(principal),)
+
+    def call(self, verb: str, name: bytes | str = "", lasts: bytes | int = b"", epoch: bytes = b"",
+             limit: int | str = "") -> Machine[Reply]:  # fmt: skip
+        """Run the script."""
+        return send(self.settings, self.budget, "index", self._key, verb, name, lasts, epoch, limit)
+
+    def add(self, verb: str, session: Session, handle: str, epoch: bytes = b"", *,
+            is_counted: bool = False) -> Machine[Reply]:  # fmt: skip
+        """Put a session on the list, for as long as it may last at the most."""
+        lasts, now = self.settings.absolute, self.settings.clock.now()
+        if session.log is not None and now is not None:
+            lasts = max(lasts, session.log.deadline - now)
+        limit = self.limit if is_counted and self.limit else ""
+        return self.call(verb, handle, lasts, epoch, limit)
+
+    def entries(self, listed: Reply, flat: list[bytes]) -> list[_Entry]:
+        """Return what was listed."""
+        entries = []
+        for raw, score in zip(flat[::2], flat[1::2], strict=True):
+            name = raw.decode("ascii")
+            added = float(score) - self.settings.absolute
+            is_joining = name.startswith(_PENDING) and added >= listed.now - HORIZON
+            entries.append(_Entry(raw, score, name.removeprefix(_PENDING), is_joining))
+        return entries
+
+    def member(self, entry: _Entry) -> Machine[_Member | None]:
+        """Return the session that an entry leads to; drop the entry of one that is no more."""
+        session = yield from find(self.settings, self.budget, entry.handle, self.principal)
+        if session is not None:
+            return _Member(entry, session)
+        if not entry.is_joining:
+            yield from self.drop(entry)
+        return None
+
+    def members(self, entries: list[_Entry]) -> Machine[dict[bytes, _Member]]:
+        """Return the sessions that have a place, by their identity."""
+        members = {}
+        for entry in entries:
+            member = None if entry.is_joining else (yield from self.member(entry))
+            if member is not None:
+                members[member.identity] = member
+        return members
+
+    def expel(self, member: _Member) -> Machine[None]:
+        """End a session and take its entry off the list."""
+        yield from end(self.settings, self.budget, member.session)
+        yield from self.drop(member.entry)
+
+    def drop(self, entry: _Entry) -> Machine[Any]:
+        """Take an entry off the list, unless it was added again since it was listed."""
+        return self.call("drop", entry.raw, entry.score)
+
+
+def _batches(entries: list[_Entry]) -> Iterator[list[_Entry]]:
+    for at in range(0, len(entries), _AT_ONCE):
+        yield entries[at : at + _AT_ONCE]
+
+
+def _seen(member: _Member) -> tuple[int, bytes]:
+    return member.seen
