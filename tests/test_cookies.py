@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncsession.errors import ConfigurationError
-from asyncsession.integrations.cookies import Cookie
+from asyncsession.integrations.cookies import Cookie, cookie_of, sent_values
 
 ID = "abc." + "x" * 32
 SENT, OTHER = ID.encode(), b"abc." + b"y" * 32
@@ -54,6 +54,7 @@ def test_name(options: dict[str, Any], name: str) -> None:
         {"name": "s" * 256},
         {"name": "Path"},
         {"same_site": "none", "secure": False},
+        {"partitioned": True, "secure": False},
         {"same_site": "Lax"},
         {"same_site": None},
         {"path": ""},
@@ -83,6 +84,39 @@ def test_issue() -> None:
     assert full.issue(ID) == (
         f"sid={ID}; Domain=example.com; HttpOnly; Max-Age=3600; Path=/app; SameSite=None; Secure"
     )
+
+
+def test_embedded_sites_need_a_partitioned_cookie() -> None:
+    embedded = Cookie(same_site="none", partitioned=True)
+    attributes = "HttpOnly; Path=/; SameSite=None; Secure; Partitioned"
+    assert embedded.issue(ID) == f"__Host-session={ID}; {attributes}"
+    assert embedded.clear().startswith("__Host-session=; ")
+    assert embedded.clear().endswith("; Secure; Partitioned")
+
+
+def test_the_keywords_of_integrations() -> None:
+    assert cookie_of({}) == Cookie()
+    assert cookie_of(
+        {
+            "cookie_name": "sid",
+            "secure": True,
+            "same_site": "strict",
+            "path": "/app",
+            "domain": "example.com",
+            "max_age": 3600,
+            "partitioned": True,
+        }
+    ) == Cookie("sid", True, "strict", "/app", "example.com", 3600, True)
+    unknown: Any = {"samesite": "lax"}
+    with pytest.raises(TypeError, match="samesite"):
+        cookie_of(unknown)
+
+
+def test_cookies_of_other_libraries() -> None:
+    headers = cookie_headers(b"a=1; b=2; a=", b"a=\xff=; A=5")
+    assert sent_values(headers, "a") == [b"1", b"", b"\xff="]
+    assert sent_values(headers, "b") == [b"2"]
+    assert sent_values(headers, "c") == []
 
 
 @pytest.mark.parametrize(

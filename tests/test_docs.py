@@ -13,8 +13,12 @@ import pytest
 from redis.asyncio import Redis
 from support.backends import Backend
 from support.servers import Server
+from support.web import connect, serve
 
 from asyncsession import Commit, SessionManager, errors, machine
+from asyncsession.integrations.answers import answer_to
+from asyncsession.integrations.asgi import SessionMiddleware
+from asyncsession.integrations.cookies import CookieOptions
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,6 +93,51 @@ async def test_guide(valkey: Backend) -> None:
         assert (await manager.load(session.id)).principal == "user:1"
         await names["logout"](session)
         assert (await manager.load(session.id)).is_new
+
+
+async def test_web(valkey: Backend) -> None:
+    names = await run(ROOT / "docs" / "web.md", valkey.url)
+    app, overrides = names["app"], dict(names["app"].dependency_overrides)
+    app.dependency_overrides.clear()
+    async with names["manager"] as manager:
+        async with serve(app) as browser:
+            assert (await browser.post("/cart/apple")).json() == {"items": 1}
+            old_id = browser.cookies["session"]
+            assert (await browser.post("/login")).status_code == 200
+            assert (await manager.load(old_id)).is_new
+            progress = (await browser.get("/progress")).text
+            assert progress == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
+            session = await manager.load(browser.cookies["session"])
+            assert (session.principal, session["step"]) == ("user:42", 2)
+            async with connect(browser, "/live", session.id) as connection:
+                await connection.send("hello")
+                assert await connection.recv() == '["hello"]'
+            assert (await browser.post("/logout")).status_code == 200
+            assert "session" not in browser.cookies
+            app.dependency_overrides |= overrides
+            assert (await browser.post("/cart/apple")).json() == {"items": 1}
+            assert "session" not in browser.cookies
+        for site, path in ((names["site"], "/views"), (names["lazy_site"], "/visits")):
+            async with serve(site) as browser:
+                assert [(await browser.get(path)).json() for _ in range(2)] == [1, 2]
+        async with serve(names["api"]) as client:
+            session_id = (await client.post("/items/a")).headers["session-id"]
+            headers = {"authorization": f"Bearer {session_id}"}
+            assert (await client.post("/items/b", headers=headers)).json() == ["a", "b"]
+        assert names["on_error"]({}, errors.SessionGone()).status_code == 303
+        assert names["on_error"]({}, errors.SessionConflict("")).status_code == 409
+        assert names["on_error"]({}, errors.StoreUnavailable()) is None
+
+
+def test_the_web_page_lists_every_option_and_answer() -> None:
+    text = (ROOT / "docs" / "web.md").read_text("utf-8")
+    options = inspect.signature(SessionMiddleware).parameters
+    for name in {*options, *CookieOptions.__annotations__} - {"self", "app", "cookie"}:
+        assert f"{name}=" in text or f"`{name}`" in text, name
+    assert f"`watch` seconds, {options['watch'].default:g} by default" in text
+    for error in errors.__all__:
+        if answer := answer_to(getattr(errors, error).__new__(getattr(errors, error))):
+            assert re.search(rf"^\|.*`{error}`.*\| {answer.status}", text, re.MULTILINE), error
 
 
 @pytest.mark.parametrize("flavour", ["valkey9", "redis8", "redis-system"])

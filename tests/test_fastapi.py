@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Depends, FastAPI, WebSocket
+from fastapi import Depends, FastAPI, Request, WebSocket
 from support.servers import available
 from support.web import call, cookie, cookies_of, open_manager, serve, stored
 
@@ -69,6 +70,69 @@ async def test_current_session(manager: SessionManager) -> None:
         other = await stored(manager, user="ada")
         response = await browser.get("/whoami/hello", headers=cookie(other))
         assert response.json() == {"hello": "ada", "new": False}
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+async def test_whoever_asks_for_it_gets_it(manager: SessionManager, *, lazy: bool) -> None:
+    app = make_app()
+
+    @app.get("/plain")
+    async def plain(request: Request) -> bool:
+        return "session" in request.scope
+
+    app.add_middleware(SessionMiddleware, manager=manager, secure=False, lazy=lazy)
+    async with serve(app) as browser:
+        assert [(await browser.get("/count")).json() for _ in range(2)] == [1, 2]
+        assert (await browser.get("/blocking")).json() == 3
+        assert (await browser.get("/whoami/hello")).json() == {"hello": "nobody", "new": False}
+        response = await browser.get("/plain")
+        assert (response.json(), "vary" in response.headers) == (not lazy, False)
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`")
+@pytest.mark.filterwarnings("ignore:The anyio.abc.BlockingPortal alias")
+def test_with_the_test_client() -> None:
+    from fastapi.testclient import TestClient
+
+    app = make_app()
+    manager = SessionManager("embedded://web", prefix=secrets.token_hex(4))
+
+    @app.get("/read")
+    def read(request: Request) -> dict[str, Any]:
+        return dict(request.session)
+
+    @app.get("/close")
+    async def close() -> None:
+        await manager.aclose()
+
+    app.add_middleware(SessionMiddleware, manager=manager, secure=False)
+    with TestClient(app) as client:
+        assert [client.get("/count").json() for _ in range(2)] == [1, 2]
+        assert client.get("/read").json() == {"views": 2}
+        with client.websocket_connect("/live") as websocket:
+            assert websocket.receive_json() == 2
+        client.get("/close")
+
+
+async def test_applications_mounted_in_one_another(manager: SessionManager) -> None:
+    """The same one twice shares the session; one with another cookie has its own."""
+    app, api, admin = FastAPI(), make_app(), make_app()
+    api.add_middleware(SessionMiddleware, manager=manager, secure=False)
+    admin.add_middleware(
+        SessionMiddleware, manager=manager, secure=False, cookie_name="admin", same_site="strict"
+    )
+    app.mount("/api", api)
+    app.mount("/admin", admin)
+    app.add_middleware(SessionMiddleware, manager=manager, secure=False)
+    app.include_router(make_app().router)
+    async with serve(app) as browser:
+        assert (await browser.get("/count")).json() == 1
+        assert (await browser.get("/api/count")).json() == 2
+        response = await browser.get("/admin/count")
+        assert (response.json(), len(cookies_of(response))) == (1, 1)
+        assert (await browser.get("/admin/count")).json() == 2
+        assert (await browser.get("/api/count")).json() == 3
+    assert set(browser.cookies) == {"session", "admin"}
 
 
 async def test_a_mounted_application_has_the_session(manager: SessionManager) -> None:

@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http.cookies import CookieError, Morsel
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, TypedDict
 
 from asyncsession.errors import ConfigurationError
 from asyncsession.ids import is_session_id
 
-__all__ = ["Cookie", "SameSite"]
+__all__ = ["Cookie", "CookieOptions", "SameSite", "cookie_of", "sent_values"]
 
 SameSite: TypeAlias = Literal["lax", "strict", "none"]
 
@@ -38,10 +38,14 @@ class Cookie:
         domain: the cookie goes to its subdomains as well; None for this host alone.
         max_age: seconds that the browser keeps it, counted from when it was issued, which is not
             repeated while the session keeps its id; None until the browser is closed.
+        partitioned: kept apart for each site that embeds ours (CHIPS); needs `secure`.
 
     Raises:
         ConfigurationError: browsers would refuse it, or it could not be written in a header.
     """
+
+    header: ClassVar[str] = "set-cookie"
+    varies: ClassVar[str] = "Cookie"
 
     name: str = ""
     secure: bool = True
@@ -49,6 +53,7 @@ class Cookie:
     path: str = "/"
     domain: str | None = None
     max_age: int | None = None
+    partitioned: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -59,6 +64,8 @@ class Cookie:
             raise ConfigurationError('same_site: "lax", "strict" or "none"')
         if self.same_site == "none" and not self.secure:
             raise ConfigurationError('same_site: browsers refuse "none" without secure')
+        if self.partitioned and not self.secure:
+            raise ConfigurationError("partitioned: browsers refuse it without secure")
         if not _PATH.fullmatch(self.path):
             raise ConfigurationError('path: begins with "/"; ASCII without blanks and semicolons')
         if self.domain is not None and not _DOMAIN.fullmatch(self.domain):
@@ -81,15 +88,7 @@ class Cookie:
         Args:
             raw_headers: of the request, as pairs. Several Cookie headers are one (RFC 9113 8.2.3).
         """
-        wanted = self.name.encode("ascii")
-        values = []
-        for header, line in raw_headers:
-            if header.lower() != b"cookie":
-                continue
-            for pair in line.split(b";"):
-                name, equals, value = pair.strip(b" \t").partition(b"=")
-                if equals and name == wanted:
-                    values.append(value)
+        values = sent_values(raw_headers, self.name)
         session_id = values[0].decode("latin-1") if len(values) == 1 else None
         return session_id if is_session_id(session_id) else None
 
@@ -98,14 +97,14 @@ class Cookie:
         morsel = self._morsel(session_id)
         if self.max_age is not None:
             morsel["max-age"] = self.max_age
-        return morsel.OutputString()
+        return self._written(morsel)
 
     def clear(self) -> str:
         """Return the value of the Set-Cookie header that makes a client forget its id."""
         morsel = self._morsel("")
         morsel["max-age"] = 0
         morsel["expires"] = _LONG_AGO
-        return morsel.OutputString()
+        return self._written(morsel)
 
     def _morsel(self, value: str) -> Morsel[str]:
         morsel: Morsel[str] = Morsel()
@@ -118,6 +117,53 @@ class Cookie:
         morsel["httponly"] = True
         morsel["samesite"] = self.same_site.capitalize()
         return morsel
+
+    def _written(self, morsel: Morsel[str]) -> str:
+        # The standard library knows the attribute from Python 3.14 on.
+        return morsel.OutputString() + ("; Partitioned" if self.partitioned else "")
+
+
+class CookieOptions(TypedDict, total=False):
+    """What integrations take as keywords: the attributes of `Cookie`."""
+
+    cookie_name: str
+    secure: bool
+    same_site: SameSite
+    path: str
+    domain: str | None
+    max_age: int | None
+    partitioned: bool
+
+
+def cookie_of(options: CookieOptions) -> Cookie:
+    """Return the cookie that an integration's keywords describe.
+
+    Raises:
+        TypeError: a keyword that is none of `CookieOptions`.
+        ConfigurationError: browsers would refuse it.
+    """
+    attributes = {**options}
+    return Cookie(name=str(attributes.pop("cookie_name", "")), **attributes)  # type: ignore[arg-type]
+
+
+def sent_values(raw_headers: Iterable[tuple[bytes, bytes]], name: str) -> list[bytes]:
+    """Return the values of all cookies of a name that a client sent, as raw bytes.
+
+    Names are compared as bytes, so that no lookalike passes for a prefixed cookie.
+
+    Args:
+        raw_headers: of the request, as pairs. Several Cookie headers are one (RFC 9113 8.2.3).
+        name: ASCII.
+    """
+    wanted = name.encode("ascii")
+    values = []
+    for header, line in raw_headers:
+        if len(header) == 6 and header.lower() == b"cookie":
+            for pair in line.split(b";"):
+                sent, equals, value = pair.strip(b" \t").partition(b"=")
+                if equals and sent == wanted:
+                    values.append(value)
+    return values
 
 
 def _check_name(cookie: Cookie) -> None:

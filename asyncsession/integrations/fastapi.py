@@ -17,28 +17,20 @@ from typing import Annotated, TypeAlias
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
-from asyncsession.errors import ConfigurationError
-from asyncsession.integrations.asgi import SessionMiddleware
+from asyncsession.integrations.asgi import SessionMiddleware, load_session
 from asyncsession.session import Session
 
 __all__ = ["CurrentSession", "SessionMiddleware", "current_session"]
 
 
 async def current_session(connection: HTTPConnection) -> Session:
-    """Return the session of a request or WebSocket.
+    """Return the session of a request or WebSocket, as `load_session` does.
 
     Raises:
         ConfigurationError: `SessionMiddleware` is not switched on.
+        StoreUnavailable, InvalidSessionData: of a lazy middleware, which answers them.
     """
-    session = connection.scope.get("session")
-    if not isinstance(session, Session):
-        found = "no session" if session is None else f"a session of {type(session).__module__}"
-        raise ConfigurationError(
-            f"there is {found} in the request: switch on the middleware with "
-            "app.add_middleware(asyncsession.integrations.fastapi.SessionMiddleware, "
-            "manager=manager), and no other session middleware inside it"
-        )
-    return session
+    return await load_session(connection)
 
 
 CurrentSession: TypeAlias = Annotated[Session, Depends(current_session)]

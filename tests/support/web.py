@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import httpx
 import uvicorn
+import websockets
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -27,6 +28,7 @@ __all__ = [
     "Handler",
     "answering",
     "call",
+    "connect",
     "cookie",
     "cookies_of",
     "count",
@@ -46,11 +48,12 @@ CLEARED = Cookie(secure=False).clear()
 
 
 @asynccontextmanager
-async def open_manager() -> AsyncIterator[SessionManager]:
+async def open_manager(**options: Any) -> AsyncIterator[SessionManager]:
     """Yield a manager on a real server of this process, with a prefix of its own."""
     policies: dict[str, Any] = {"views": merge.counter, "seat": merge.reject}
+    defaults: dict[str, Any] = {"prefix": secrets.token_hex(4), "merge": policies}
     async with SessionManager(
-        "embedded://web", prefix=secrets.token_hex(4), merge=policies, max_bytes=2048
+        "embedded://web", **{**defaults, "max_bytes": 2048, **options}
     ) as manager:
         yield manager
 
@@ -70,7 +73,8 @@ async def serve(app: Any) -> AsyncIterator[httpx.AsyncClient]:
     """Serve an ASGI application in this event loop; yield a browser that keeps cookies."""
     with socket.create_server(("127.0.0.1", 0)) as listener:  # connections queue up from here on
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", access_log=False))
+        config = uvicorn.Config(app, log_config=None, ws="websockets-sansio", access_log=False)
+        server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as browser:
@@ -78,6 +82,13 @@ async def serve(app: Any) -> AsyncIterator[httpx.AsyncClient]:
         finally:
             server.should_exit = True
             await running
+
+
+def connect(browser: httpx.AsyncClient, path: str, session_id: str = "") -> websockets.connect:
+    """Open a WebSocket to the server of `browser`."""
+    url = f"ws://127.0.0.1:{browser.base_url.port}{path}"
+    headers = cookie(session_id) if session_id else {}
+    return websockets.connect(url, additional_headers=headers, proxy=None)
 
 
 async def call(app: Any, *headers: tuple[bytes, bytes], **scope: Any) -> list[dict[str, Any]]:
@@ -114,18 +125,29 @@ def answering(*headers: tuple[bytes, bytes], values: dict[str, Any] | None = Non
 
 
 def make_app(
-    manager: SessionManager, *handlers: Handler, inside: Any = (), **options: Any
+    manager: SessionManager,
+    *handlers: Handler,
+    inside: Any = (),
+    exception_handlers: Any = None,
+    **options: Any,
 ) -> Starlette:
     """Return an application that serves each handler under its name, and below `/sub`.
 
     Args:
         inside: middleware between the session's and the handlers.
-        options: for Starlette.
+        exception_handlers: of Starlette.
+        options: for SessionMiddleware.
     """
     routes = [Route(f"/{handler.__name__}", handler) for handler in handlers]
-    session = Middleware(SessionMiddleware, manager=manager, secure=False)
+    if not {"header", "secure"} & set(options):
+        options["secure"] = False
+    session = Middleware(SessionMiddleware, manager=manager, **options)
     mount = Mount("/sub", app=Starlette(routes=routes))
-    return Starlette(routes=[*routes, mount], middleware=[session, *inside], **options)
+    return Starlette(
+        routes=[*routes, mount],
+        middleware=[session, *inside],
+        exception_handlers=exception_handlers,
+    )
 
 
 async def stored(manager: SessionManager, **values: Any) -> str:

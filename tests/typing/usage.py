@@ -16,6 +16,7 @@ from asyncsession import (
     SessionGone,
     SessionManager,
     SessionTooLarge,
+    TooManySessions,
     merge,
 )
 from asyncsession.integrations.fastapi import CurrentSession, SessionMiddleware
@@ -34,6 +35,8 @@ manager = SessionManager(
     default_merge=merge.last_write,
     max_bytes=10_000,
     timeout=2.5,
+    max_sessions=5,
+    when_full="refuse",
 )
 SessionManager(Redis())
 
@@ -63,8 +66,13 @@ async def verbs(session_id: str | None) -> None:
         assert_type(await manager.rotate(session), Commit)
         assert_type(session.created_at, datetime | None)
         assert_type(await manager.sessions_of("user:42"), list[Session])
+        for device in await manager.sessions_of("user:42", current=session):
+            assert_type(device.last_seen, datetime | None)
+            assert_type(device.is_current or device.is_unreadable, bool)
+            assert_type(device.handle, str)
         assert_type(await manager.destroy_all("user:42", keep=session), int)
         await manager.touch(session)
+        await manager.refresh(session)
         await manager.destroy(session)
         await manager.destroy("some id")
 
@@ -89,6 +97,8 @@ async def errors(session: Session) -> str:
         return ", ".join(conflict.keys)
     except SessionTooLarge as too_large:
         return f"{too_large.bytes} of {too_large.limit}: {too_large.largest[0][0]}"
+    except TooManySessions as too_many:
+        return f"signed in {too_many.limit} times already"
     except (SessionGone, CommitOutcomeUnknown):
         return "log in again"
     return "saved"

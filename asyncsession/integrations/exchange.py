@@ -1,0 +1,298 @@
+"""One request and its session, from the id that came in to the headers that go out.
+
+Framework-neutral: an integration makes an `Exchange` of each request, gives the application its
+session, calls `commit` before the first byte of the response leaves, and puts on it what `closing`
+says. The rules that are the same everywhere stand here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from asyncsession.adoption import Source
+from asyncsession.errors import (
+    ConfigurationError,
+    InvalidSessionData,
+    SessionGone,
+    StoreUnavailable,
+)
+from asyncsession.integrations.cookies import sent_values
+from asyncsession.manager import SessionManager
+from asyncsession.session import Session
+
+__all__ = [
+    "UNSHARED",
+    "Carrier",
+    "Closing",
+    "Exchange",
+    "Outage",
+    "RawHeaders",
+    "ReadThrough",
+    "Terms",
+]
+
+RawHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
+Outage: TypeAlias = Literal["error", "anonymous"]
+
+UNSHARED = "private, no-cache"
+"""The Cache-Control of a response that gives or takes an id, where the application sends none."""
+
+_PROMPT = 2.0
+"""Seconds after its load in which a request that finds its session gone still makes the client
+forget the id. A user who has logged out and in again meanwhile would lose the new one; nobody does
+both in so short a time. After a slower request the next load that finds nothing sees to it."""
+
+_log = logging.getLogger("asyncsession")
+
+
+class Carrier(Protocol):
+    """What carries the id between a client and us: a cookie, or a header of an API client's."""
+
+    @property
+    def header(self) -> str:
+        """The response header that brings an id, in lower case."""
+
+    @property
+    def varies(self) -> str:
+        """The request header that the response depends on."""
+
+    def read(self, raw_headers: RawHeaders) -> str | None:
+        """Return the id that a client sent; None for anything that could not be one."""
+
+    def issue(self, session_id: str) -> str:
+        """Return the value of `header` that gives a client its id."""
+
+    def clear(self) -> str:
+        """Return the value of `header` that makes a client forget its id."""
+
+
+class ReadThrough(Source, Protocol):
+    """Another library's store, whose sessions are taken over; see `asyncsession.migration`."""
+
+    @property
+    def cookie_name(self) -> str:
+        """The name of that library's cookie."""
+
+    def peer_id(self, cookie_value: bytes) -> str | None:
+        """Return that library's id; None for a value that is not of its form."""
+
+
+class Terms(NamedTuple):
+    """What an application has declared about its sessions.
+
+    Attributes:
+        manager: loads and saves; the application's to open, share and close.
+        carrier: brings the id.
+        outage: what becomes of a request that finds the store down when its session is to be
+            loaded: `"error"`, or `"anonymous"`, which goes on with an empty session that is not
+            saved and leaves the client's id alone.
+        keep_on_exception: whether changes are saved if an exception ends the request.
+        read_through: where a session is looked for when a client sends no id of ours.
+    """
+
+    manager: SessionManager
+    carrier: Carrier
+    outage: Outage = "error"
+    keep_on_exception: bool = False
+    read_through: ReadThrough | None = None
+
+    def check(self) -> None:
+        """Raise `ConfigurationError` for what cannot be meant."""
+        if not isinstance(self.manager, SessionManager):
+            raise ConfigurationError("manager: a SessionManager")
+        if self.outage not in ("error", "anonymous"):
+            raise ConfigurationError('outage: "error" or "anonymous"')
+        if self.read_through is not None and self.carrier.header != "set-cookie":
+            raise ConfigurationError(
+                "read_through: the ids of other libraries come in cookies, and a client that "
+                "sends its id in a header sends none"
+            )
+
+
+class Closing(NamedTuple):
+    """What has to be said in the headers of a response.
+
+    Attributes:
+        carried: a header (name, value) that gives or takes the client's id. A response with it may
+            not be kept by a shared cache (CVE-2023-30861): where the application sends no
+            Cache-Control, the integration adds `UNSHARED`.
+        vary: a field for the Vary header.
+    """
+
+    carried: tuple[str, str] | None
+    vary: str | None
+
+
+class _Sent(Enum):
+    """What is known of the id that a client sent."""
+
+    NONE = auto()  # it sent none, or it has not been looked up yet
+    LIVE = auto()  # it loaded the session
+    DEAD = auto()  # it loads nothing, now or ever
+    ROTATED = auto()  # the client has a newer one by now
+    UNKNOWN = auto()  # the store is down
+    UNREADABLE = auto()  # it leads to what cannot be read
+
+
+class Exchange:
+    """The session of one request.
+
+    Attributes:
+        terms: as declared by the application.
+        session: what was loaded; None until then.
+        is_asked: the application has asked for the session by name, so its response depends on
+            it whether or not a key was looked at. For integrations to set.
+    """
+
+    __slots__ = ("_loaded_at", "_peer_id", "_sent", "_sent_id", "is_asked", "session", "terms")
+
+    def __init__(self, terms: Terms, raw_headers: RawHeaders) -> None:
+        self.terms = terms
+        self.session: Session | None = None
+        self.is_asked = False
+        self._sent = _Sent.NONE
+        self._peer_id: str | None = None
+        self._loaded_at = 0.0
+        if terms.read_through is None:
+            self._sent_id = terms.carrier.read(raw_headers)
+        else:
+            pairs = list(raw_headers)
+            self._sent_id = terms.carrier.read(pairs)
+            values = sent_values(pairs, terms.read_through.cookie_name)
+            if self._sent_id is None and len(values) == 1:
+                self._peer_id = terms.read_through.peer_id(values[0])
+
+    async def load(self) -> Session:
+        """Return the session of the request; load it if that has not been done yet.
+
+        Raises:
+            StoreUnavailable: the store is down, and `outage` is `"error"`.
+            InvalidSessionData: what is stored cannot be read.
+        """
+        if self.session is None:
+            session, sent = await self._look_up()
+            if self.session is None:  # else another task of the same request was faster
+                self.session, self._sent = session, sent
+                self._loaded_at = time.monotonic()
+        return self.session
+
+    async def commit(self) -> SessionGone | None:
+        """Save what the application has changed.
+
+        A session that was ended elsewhere is no failure: there is nothing left to save, and the
+        response may go out.
+
+        Returns:
+            The error that says so, for the application to hear of.
+
+        Raises:
+            What `SessionManager.save` raises but for `SessionGone`.
+        """
+        session, manager = self.session, self.terms.manager
+        if session is None:
+            return None
+        if session.is_destroyed:
+            if self._sent is _Sent.UNKNOWN:  # a logout, and not of the session that was meant
+                await self._destroy_sent()
+            return None
+        if not session.modified:
+            return None
+        is_lost = session.is_stale and session.is_new  # saved as it is, nobody could ever load it
+        if is_lost and session.held_principal is None:
+            return None
+        try:
+            # Whoever logs in, also with an id that was just rotated away, gets one of their own.
+            await (manager.rotate(session) if is_lost else manager.save(session))
+        except SessionGone as gone:
+            return gone
+        except InvalidSessionData:
+            self._sent = _Sent.UNREADABLE
+            raise
+        except StoreUnavailable as error:
+            is_login = session.held_principal is not None
+            if self.terms.outage == "error" or not session.is_new or is_login:
+                raise
+            _log.warning("the request goes on without a session: %s", error)
+        return None
+
+    async def fail(self) -> None:
+        """Take note that an exception of the application's ends the request.
+
+        With `keep_on_exception`, changes of a stored session are saved. A new session is not
+        created: no response of ours will give the client its id. That exception is what the caller
+        goes on with; one of the save is logged.
+        """
+        session = self.session
+        if not self.terms.keep_on_exception or session is None or session.is_new:
+            return
+        try:
+            await self.commit()
+        except Exception:
+            _log.exception("the changes of a request that failed could not be kept")
+
+    def closing(self) -> Closing:
+        """Return what the headers of the response have to say."""
+        carrier, session = self.terms.carrier, self.session
+        value = self._carried()
+        is_touched = self.is_asked or (
+            session is not None and (session.is_destroyed or session.guards() != frozenset())
+        )
+        return Closing(
+            None if value is None else (carrier.header, value),
+            carrier.varies if value is not None or is_touched else None,
+        )
+
+    async def _look_up(self) -> tuple[Session, _Sent]:
+        manager = self.terms.manager
+        try:
+            session = await self._find()
+        except StoreUnavailable as error:
+            if self.terms.outage == "error":
+                raise
+            _log.warning("the request goes on without its session: %s", error)
+            session = await manager.load(None)
+            session.is_stale = True  # not saved by us
+            return session, _Sent.UNKNOWN
+        except InvalidSessionData:
+            if self._peer_id is None:
+                self._sent = _Sent.UNREADABLE
+                raise
+            # There is no cookie of ours to clear, and theirs would bring the error for ever.
+            _log.exception("a session that was taken over cannot be read, and is left as it is")
+            return await manager.load(None), _Sent.NONE
+        if session.is_stale:
+            return session, _Sent.ROTATED
+        if session.is_new:
+            return session, _Sent.NONE if self._sent_id is None else _Sent.DEAD
+        return session, _Sent.LIVE
+
+    async def _find(self) -> Session:
+        manager, source = self.terms.manager, self.terms.read_through
+        if source is None or self._peer_id is None:
+            return await manager.load(self._sent_id)
+        return await manager.load_through(source, self._peer_id)
+
+    async def _destroy_sent(self) -> None:
+        """End the session that could not be loaded, so that its user is logged out indeed."""
+        await self.terms.manager.destroy(await self._find())
+        self._sent = _Sent.DEAD
+
+    def _carried(self) -> str | None:
+        carrier, session = self.terms.carrier, self.session
+        if self._sent is _Sent.UNREADABLE:
+            return carrier.clear()  # or the client would be refused for ever
+        if session is None:
+            return None
+        is_known = self._sent is _Sent.LIVE or self._sent is _Sent.DEAD
+        if session.is_destroyed and not session.is_new:  # it was found gone, and not ended here
+            is_prompt = time.monotonic() - self._loaded_at < _PROMPT
+            return carrier.clear() if is_known and is_prompt and not session.is_stale else None
+        if session.is_new:
+            return carrier.clear() if is_known else None
+        if session.is_stale or session.id == self._sent_id:
+            return None
+        return carrier.issue(session.id)
