@@ -1,0 +1,143 @@
+"""The page, made of the records and of nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.contenders import FULL, GUARDED
+from bench.results import Record
+from bench.scenarios import SCENARIOS, Scenario
+from bench.shapes import DESCRIPTION
+
+__all__ = ["page", "render"]
+
+_WIDTH = 100
+_FOLDER = "benchmarks"
+
+_INTRODUCTION = """\
+<!-- Made by `python -m bench` from benchmarks/results.json: do not edit, render it anew. -->
+
+# Benchmarks
+
+How fast asyncsession is, what it costs, and beside what. Read the bias first."""
+
+_BIAS = """\
+- The authors of asyncsession wrote this, and chose what is measured.
+- Client, server and browser share one machine and talk over its loopback. There is no network to
+  wait for, so the client's own work weighs more here than in production, and a round trip that is
+  saved weighs less.
+- Most contenders protect nothing: they lose updates when requests overlap, and do less for it.
+  What stands beside them is the price of protection, not a race between equals.
+- asyncsession sends the calls of all tasks over one connection; all others use redis-py's client,
+  with hiredis and a pool that has a connection for every task. Where many tasks run at once, much
+  of a difference comes from that, and not from how sessions are stored.
+- Sessions here have many keys, of which a request touches one. That suits a format that unpacks
+  only what is touched. The cost curves show the opposite, too: everything in one value.
+- What the peers do to cookies and headers is left out, as far as their interfaces allow, except in
+  the end-to-end scenario. JSON is the standard library's where a peer uses that, and msgspec's in
+  Litestar.
+- All run on asyncio's own event loop, in one process except for the end-to-end scenario."""
+
+_METHOD = """\
+All contenders of a scenario take turns against one Valkey server without persistence, over TCP, in
+an order drawn anew for each repeat. Ratios are taken within a repeat, so that what disturbs the
+machine for a while disturbs both sides; what is shown is the median over the repeats and, in
+brackets, the range. Garbage is collected before each measurement and the collector stays on during
+it, for all alike; only what the modules made on import is frozen out. Where time is measured, each
+contender first runs for a while without that. What was done is checked against what is stored in
+the end. asyncsession's `max_bytes` is 1 MiB, since the largest session here is about as large as
+its default of 64 KB; its other options are the defaults."""
+
+_RUN = """\
+```sh
+pip install -e '.[bench]'
+python -m bench            # everything; writes this page, its plots and benchmarks/results.json
+python -m bench web wire   # some scenarios; the others keep what they had
+python -m bench --quick    # a few minutes, to see that it works; writes to build/bench
+python -m bench --render   # the page and the plots again, from the JSON file
+```
+
+The end-to-end scenario loads the page with `wrk` if that is installed, else with a lean client in
+Python."""
+
+_QUICK = """\
+**Figures marked *quick* are of a run that only shows that the suite works: they mean nothing.**"""
+
+
+def render(records: Mapping[str, Record], folder: Path, measured: Collection[str]) -> Path:
+    """Write the page, and the plots of what was measured; return the page's path."""
+    for name in measured:
+        SCENARIOS[name].plot(records[name].rows, folder / _FOLDER / f"{name}.png")
+    written = folder / "benchmarks.md"
+    written.write_text(page(records), "utf-8")
+    return written
+
+
+def page(records: Mapping[str, Record]) -> str:
+    """Return the page about some scenarios' records."""
+    is_quick = any(record.settings["quick"] for record in records.values())
+    parts = [_INTRODUCTION, *([_QUICK] if is_quick else []), "## Bias", _BIAS]
+    parts += ["## Machine", *_machines(records)]
+    parts += ["## Method", _METHOD, _wrap(DESCRIPTION), "The contenders:", _contenders()]
+    for name, scenario in SCENARIOS.items():
+        if name in records:
+            parts += _section(name, scenario, records[name])
+    return "\n\n".join([*parts, "## Run it", _RUN]) + "\n"
+
+
+def _section(name: str, scenario: Scenario, record: Record) -> list[str]:
+    return [
+        f"## {scenario.title}",
+        _wrap(scenario.method),
+        _settings(record),
+        f"![{scenario.title}][{name}]\n\n[{name}]: {_FOLDER}/{name}.png",
+        scenario.tables(record.rows).rstrip(),
+    ]
+
+
+def _machines(records: Mapping[str, Record]) -> list[str]:
+    """Return each environment once, with the names of its scenarios where they differ."""
+    named: list[tuple[dict[str, Any], list[str]]] = []
+    for name, record in records.items():
+        for environment, names in named:
+            if environment == record.environment:
+                names.append(name)
+                break
+        else:
+            named.append((record.environment, [name]))
+    parts = []
+    for environment, names in named:
+        if len(named) > 1:
+            parts.append(f"For {', '.join(names)}:")
+        libraries = (f"{name} {version}" for name, version in environment["libraries"].items())
+        lines = [f"{key}: {value}" for key, value in environment.items() if key != "libraries"]
+        lines.append(f"libraries: {', '.join(libraries)}")
+        parts.append("\n".join(_wrap_item(line) for line in lines))
+    return parts
+
+
+def _contenders() -> str:
+    lines = []
+    for kind in dict.fromkeys((*FULL, *GUARDED)):
+        about = (inspect.getdoc(kind) or "").partition("\n")[0]
+        lines.append([f"{kind.name}", about])
+    rows = ["| contender | what it does |", "| --- | --- |"]
+    return "\n".join([*rows, *(f"| {name} | {about} |" for name, about in lines)])
+
+
+def _settings(record: Record) -> str:
+    settings = record.settings
+    said = f"Taken {record.taken}; {settings['repeats']} repeats of {settings['seconds']:g} s."
+    return f"{said[:-1]}, *quick*." if settings["quick"] else said
+
+
+def _wrap_item(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent="- ", subsequent_indent="  ")
+
+
+def _wrap(text: str) -> str:
+    return "\n\n".join(textwrap.fill(part, _WIDTH) for part in text.split("\n\n"))
