@@ -128,6 +128,9 @@ class FaultProxy:
         try:
             try:
                 upstream = await asyncio.open_connection("127.0.0.1", self._target)
+            except asyncio.CancelledError:
+                writer.close()
+                raise
             finally:
                 self.owe(-1)
             await _Link(self, (reader, writer), upstream).run()
