@@ -17,7 +17,7 @@ from support.servers import Server
 
 from asyncsession import SessionManager, StoreUnavailable
 from asyncsession.protocol import Call, Lost
-from asyncsession.transport import lane
+from asyncsession.transport import link
 
 
 async def owned(manager: SessionManager, count: int) -> list[str]:
@@ -170,7 +170,7 @@ def test_lanes_of_ended_loops_are_let_go(get_server: Callable[[str], Server]) ->
 async def test_more_calls_than_a_lane_carries_take_turns(
     valkey: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lane, "_MAX_WAITING", 3)
+    monkeypatch.setattr(link, "_MAX_WAITING", 3)
     manager = valkey.manager()
     ids = await owned(manager, 20)
     sessions = await asyncio.gather(*map(manager.load, ids))

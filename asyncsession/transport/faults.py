@@ -14,7 +14,10 @@ from redis.exceptions import (
 
 from asyncsession.protocol import Lost, Refused
 
-__all__ = ["after_sending", "before_sending"]
+__all__ = ["BROKEN", "after_sending", "before_sending"]
+
+BROKEN = (RedisError, OSError)
+"""What redis-py raises for a connection that cannot be opened, or used any more."""
 
 _LONGEST_REASON = 160  # characters of a server's message
 

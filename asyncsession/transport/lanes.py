@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib.metadata import version
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import anyio.to_thread
 from redis.asyncio import Connection, ConnectionPool, Redis, UnixDomainSocketConnection
@@ -37,6 +37,8 @@ _DRIVER = DriverInfo().add_upstream_driver("asyncsession", version("asyncsession
 
 _inherited: list[Lane] = []
 """Lanes of a parent process. Collecting them would close sockets and poll sets that are its own."""
+
+_forks = 0  # how many there were between the first process and this one
 
 _Options = dict[str, Any]
 
@@ -103,19 +105,23 @@ class LaneTransport:
     def __init__(self, options: Callable[[], Awaitable[_Options]]) -> None:
         self._options = options
         self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
-        self._pid = os.getpid()
+        self._forks = _forks
+        self._latest: Callable[[], asyncio.AbstractEventLoop | None] = _nothing
+        self._lane: Lane | None = None  # of the latest loop, which is nearly always the only one
 
     async def call(self, call: Call) -> list[Any]:
         """Run a script and return its reply."""
-        lane = await self._lane()
+        lane = self._lane
+        if lane is None or self._latest() is not _running_loop() or self._forks != _forks:
+            lane = await self._lane_of(_running_loop())
         script = SCRIPTS[call.script]
-        arguments = (len(call.keys), *call.keys, *call.args)
+        keys, args, timeout = call.keys, call.args, call.timeout
         reply: list[Any]
         try:
             try:
-                reply = await lane.call(("EVALSHA", script.sha, *arguments), call.timeout)
+                reply = await lane.call(("EVALSHA", script.sha, len(keys), *keys, *args), timeout)
             except NoScriptError:
-                reply = await lane.call(("EVAL", script.source, *arguments), call.timeout)
+                reply = await lane.call(("EVAL", script.source, len(keys), *keys, *args), timeout)
         except RedisError as error:
             raise after_sending(error) from error
         return reply
@@ -123,23 +129,24 @@ class LaneTransport:
     async def aclose(self) -> None:
         """Close the connection that the running loop has; another call would open a new one."""
         lane = self._lanes.pop(_running_loop(), None)
+        self._lane = None
         if lane is not None:
             await lane.aclose()
 
     def __repr__(self) -> str:
         return "redis"
 
-    async def _lane(self) -> Lane:
-        if self._pid != os.getpid():
+    async def _lane_of(self, loop: asyncio.AbstractEventLoop) -> Lane:
+        if self._forks != _forks:
             _inherited.extend(self._lanes.values())
-            self._lanes, self._pid = WeakKeyDictionary(), os.getpid()
-        loop = _running_loop()
+            self._lanes, self._forks = WeakKeyDictionary(), _forks
         if loop not in self._lanes:
             for ended in [other for other in self._lanes if other.is_closed()]:
                 del self._lanes[ended]  # a lane keeps its loop alive, and nobody closes it any more
             options = await self._options()
             self._lanes.setdefault(loop, Lane(partial(_make, options)))
-        return self._lanes[loop]
+        self._latest, self._lane = ref(loop), self._lanes[loop]
+        return self._lane
 
 
 def _make(options: _Options) -> AbstractConnection:
@@ -162,3 +169,15 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         raise ConfigurationError(
             "asyncsession runs on asyncio; redis-py does not run on trio"
         ) from None
+
+
+def _nothing() -> None:
+    return None
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
