@@ -1,0 +1,224 @@
+"""A link: one redis-py connection with the calls of many tasks on it, until it fails.
+
+- A caller that is cancelled or out of time only stops waiting. Its reply is still read, and
+  dropped, so the link can't fall out of step and hand somebody the answer to another's question.
+- A connection that breaks, or is silent for as long as a call is ever given, fails everything that
+  waits on it, and is never used again.
+- Addresses, TLS, authentication and the protocol are redis-py's: `connect`, `send_packed_command`
+  and `read_response` are all that is used of it. Commands are packed by hiredis itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import Any
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
+
+from asyncsession.protocol import Lost
+from asyncsession.transport.faults import BROKEN, after_sending
+
+__all__ = ["Link", "Word"]
+
+_MAX_WAITING = 1024  # calls on their way at once; more wait for their turn
+
+# An error reply answers one call. LOADING comes as one, too, though redis-py files it elsewhere.
+_ERROR_REPLIES = (ResponseError, BusyLoadingError)
+
+Word = bytes | str | int
+
+
+class Link:
+    """One connection, from the moment it is connected until it fails."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()  # and their deadlines
+        self._outbox: list[bytes] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._heard = 0.0  # when the last reply came, or the first of those waiting began to
+        self._silence = 0.0  # seconds without any reply after which the connection is given up
+        self._alarm: asyncio.TimerHandle | None = None  # one for all that wait, not one for each
+        self._has_room = asyncio.Event()
+        self._has_failed = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for a reply."""
+        return not self._waiting
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes another call."""
+        return len(self._waiting) < _MAX_WAITING
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether replies are being read, and another call may join."""
+        return 0 < len(self._waiting) < _MAX_WAITING and not self._has_failed
+
+    async def is_usable(self) -> bool:
+        """Tell whether a command may be sent; an idle link that the server has closed is not."""
+        if not self._has_failed and not self._waiting and await self._connection.can_read():
+            await self.fail(ConnectionError("closed by the server"))
+        return not self._has_failed
+
+    async def room(self) -> None:
+        """Wait until another call may be taken, or the link has failed."""
+        self._has_room.clear()
+        await self._has_room.wait()
+
+    def post(
+        self, command: tuple[Word, ...], patience: float, silence: float
+    ) -> asyncio.Future[Any]:
+        """Send a command along with those of other tasks; the future brings the reply.
+
+        Args:
+            command: the words.
+            patience: seconds after which the future fails with `Lost`.
+            silence: seconds without any reply after which the connection is given up.
+        """
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
+        reply = self._loop.create_future()
+        self._wait(reply, patience, silence)
+        if not self._outbox:
+            self._start(self._flush())
+        self._outbox.append(packed)
+        return reply
+
+    async def ask(self, command: tuple[Word, ...], silence: float) -> Any:
+        """Send a command and read its reply in the task of the caller: nobody else is here."""
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
+        reply = self._loop.create_future()
+        self._wait(reply, math.inf, silence)
+        try:
+            await self._connection.send_packed_command(packed, check_health=False)
+            await self._read(reply)
+        except Exception as error:
+            await self._broke(error)
+        except asyncio.CancelledError as error:
+            reply.cancel()
+            if not self._connection.is_connected:  # cut off while sending
+                await self.fail(ConnectionError(str(error)))
+            raise
+        finally:
+            if self._waiting:
+                self._start(self._pump())
+        return await reply
+
+    async def fail(self, error: Exception) -> None:
+        """Give up the connection, and tell everybody who waits on it."""
+        if self._has_failed:
+            return
+        self._has_failed = True
+        self._outbox.clear()
+        self._has_room.set()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for reply, _ in self._waiting:  # an error reply was an answer to the first of them alone
+            if not reply.done():
+                reply.set_exception(Lost(f"the connection was given up: {type(error).__name__}"))
+                reply.exception()  # whoever has timed out at this moment does not ask for it
+        self._waiting.clear()
+        await self._connection.disconnect(nowait=True)
+
+    def _wait(self, reply: asyncio.Future[Any], patience: float, silence: float) -> None:
+        now = self._loop.time()
+        if not self._waiting:
+            self._heard = now
+        self._waiting.append((reply, now + patience))
+        self._silence = silence
+        ring = now + min(patience, silence)
+        if self._alarm is None or ring < self._alarm.when():
+            self._set_alarm(ring)
+
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        """Tell those whose time is up, and see whether the server is silent."""
+        self._alarm = None
+        if not self._waiting:
+            return
+        now = self._loop.time()
+        if now >= self._heard + self._silence:
+            self._start(self.fail(TimeoutError("the server is silent")))
+            return
+        next_ring = self._heard + self._silence
+        for reply, deadline in self._waiting:
+            if reply.done():
+                continue
+            if deadline <= now:
+                reply.set_exception(after_sending(TimeoutError()))
+                reply.exception()  # whoever was cancelled at this moment does not ask for it
+            else:
+                next_ring = min(next_ring, deadline)
+        self._set_alarm(next_ring)
+
+    async def _pump(self) -> None:
+        """Read replies for as long as somebody waits for one."""
+        try:
+            await self._read(None)
+        except Exception as error:
+            await self._broke(error)
+
+    async def _read(self, until: asyncio.Future[Any] | None) -> None:
+        """Read replies and hand each to whoever has waited longest, if they still do.
+
+        Args:
+            until: the reply to stop after; None for when nobody waits any more.
+        """
+        read, waiting, time = self._connection.read_response, self._waiting, self._loop.time
+        outcome: Any
+        while waiting and (until is None or not until.done()):
+            try:
+                outcome = await read(
+                    disable_decoding=True, timeout=math.inf, disconnect_on_error=False
+                )
+            except _ERROR_REPLIES as error:
+                outcome = error
+            if self._has_failed:
+                return
+            self._heard = time()
+            if len(waiting) == _MAX_WAITING:
+                self._has_room.set()
+            reply, _ = waiting.popleft()
+            if reply.done():
+                continue
+            if not isinstance(outcome, Exception):
+                reply.set_result(outcome)
+                continue
+            reply.set_exception(outcome)
+            if isinstance(outcome, ReadOnlyError):  # a replica now; the address may lead elsewhere
+                await self.fail(outcome)
+
+    async def _flush(self) -> None:
+        """Write what the tasks of this tick have to say."""
+        batch, self._outbox = self._outbox, []
+        if not batch:
+            return
+        try:
+            await self._connection.send_packed_command(batch, check_health=False)
+        except Exception as error:
+            await self._broke(error)
+
+    async def _broke(self, error: Exception) -> None:
+        if self._has_failed:
+            return  # redis-py stumbles over a connection that was closed under its feet
+        if self._waiting and not self._waiting[0][0].done():
+            self._waiting[0][0].set_exception(after_sending(error))
+        await self.fail(error)
+        if not isinstance(error, BROKEN):
+            raise error
+
+    def _start(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
