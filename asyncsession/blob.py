@@ -20,7 +20,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
@@ -33,35 +33,41 @@ __all__ = [
     "FORMAT",
     "HEADER_BYTES",
     "Chain",
-    "Frame",
     "Kind",
     "Log",
     "encode_frame",
     "encode_payload",
     "head",
     "key_tag",
-    "read_frames",
+    "scan",
 ]
 
 FORMAT = b"aS\x01"
 """Magic, and the number of this format. A reader refuses any other number and writes nothing."""
 
-_HEADER = struct.Struct(">3s1s8s6s6s6s10x")
+_HEADER = struct.Struct(">3sc8sHIHIHI10x")  # a number of 6 bytes is read as two
 HEADER_BYTES = _HEADER.size
 _FRAME = struct.Struct(">IH")
-_TRAILER = 6 + 16
+_read_frame = _FRAME.unpack_from
+_ID = 16
+_TRAILER = 6 + _ID
 _TAG = 8
 
 _LATEST = 253_402_300_799_999  # ms; the end of the year 9999, which is the last that Python knows
-_MAX_FRAMES = 32  # each costs a reader about a microsecond to fold; a snapshot costs bytes to send
+# Each frame costs a reader about a microsecond, and a snapshot costs bytes to send: so many frames
+# are left as they are, the more the larger the snapshot.
+_MIN_FRAMES, _MAX_FRAMES = 8, 32
+_FRAME_BYTES = 128  # of the snapshot, for each frame
 _MIN_TAIL = 256  # bytes of log beyond the snapshot that are not worth a compaction
-_CERTAIN = frozenset(
-    (Op.SET, Op.CREATE, Op.ADD, Op.MAXIMUM, Op.MINIMUM)
-)  # after these a value is there
-_MAX_OP = max(Op)
+# The numbers of the operations, since comparing bytes to an enumeration takes many times as long.
+_SET, _DELETE, _DISCARD = int(Op.SET), int(Op.DELETE), int(Op.DISCARD)
+_SET_BYTE = bytes((_SET,))
+_WHOLE = frozenset(map(int, (Op.SET, Op.CREATE)))  # alone, their operand is the value
+_CERTAIN = _WHOLE | frozenset(map(int, (Op.ADD, Op.MAXIMUM, Op.MINIMUM)))  # there is a value after
+_MAX_OP = int(max(Op))
 
-Chain = tuple[bytes, ...]
-"""The deltas that make up one key's value, oldest first."""
+Chain = bytes | tuple[bytes, ...]
+"""The deltas that make up one key's value, oldest first; one alone stands for itself."""
 
 
 class Kind:
@@ -75,15 +81,6 @@ class Kind:
 def head(kind: bytes, incarnation: bytes) -> bytes:
     """Return the first twelve bytes of a blob; a tombstone is these, and for a move the handle."""
     return FORMAT + kind + incarnation
-
-
-class Frame(NamedTuple):
-    """One commit as it stands in the log."""
-
-    changes: dict[str, bytes]
-    stamp: int
-    commit_id: bytes
-    size: int
 
 
 @lru_cache(maxsize=4096)
@@ -107,24 +104,28 @@ def encode_payload(changes: Mapping[str, bytes]) -> bytes:
     return payload
 
 
-def read_frames(log: bytes) -> Iterator[Frame]:
-    """Yield the frames of a log, or of the tail of one.
+def scan(log: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield where in a log, or in the tail of one, the frames are.
+
+    Yields:
+        The offsets where a frame's payload begins and ends, and where the frame ends. The bytes
+        between the last two are its stamp and its commit id.
 
     Raises:
         InvalidSessionData: these bytes are no log.
     """
-    at = 0
-    while at < len(log):
+    at, size = 0, len(log)
+    while at < size:
         try:
-            length, tags = _FRAME.unpack_from(log, at)
+            length, tags = _read_frame(log, at)
         except struct.error:
             raise InvalidSessionData("the stored log ends within a frame") from None
-        start, at = at + _FRAME.size + _TAG * tags, at + 4 + length
+        start = at + _FRAME.size + _TAG * tags
+        at += 4 + length
         end = at - _TRAILER
-        if end <= start or at > len(log):
+        if end <= start or at > size:
             raise InvalidSessionData("the stored log ends within a frame")
-        stamp = int.from_bytes(log[end : end + 6], "big")
-        yield Frame(_decode_payload(log[start:end]), stamp, log[end + 6 : at], 4 + length)
+        yield start, end, at
 
 
 class Log:
@@ -161,12 +162,14 @@ class Log:
             InvalidSessionData: these bytes are no live session of this format.
         """
         try:
-            form, kind, incarnation, *numbers = _HEADER.unpack_from(blob)
+            form, kind, incarnation, c_high, c_low, d_high, d_low, f_high, f_low = (
+                _HEADER.unpack_from(blob)
+            )
         except struct.error:
             raise InvalidSessionData("what is stored is too short to be a session") from None
         if form != FORMAT or kind != Kind.LIVE:
             raise InvalidSessionData("what is stored is not a session of this format")
-        log = cls(incarnation, *(int.from_bytes(number, "big") for number in numbers))
+        log = cls(incarnation, c_high << 32 | c_low, d_high << 32 | d_low, f_high << 32 | f_low)
         if max(log.created, log.deadline) > _LATEST:
             raise InvalidSessionData("what is stored is not a session of this format")
         log.extend(blob[_HEADER.size :])
@@ -178,19 +181,28 @@ class Log:
         Raises:
             InvalidSessionData: these bytes are no frames. The log is as it was.
         """
-        for frame in list(read_frames(tail)):
-            for key, delta in frame.changes.items():
-                if delta[0] == Op.SET:
-                    self._chains[key] = (delta,)
-                elif delta[0] == Op.DELETE:
-                    self._chains.pop(key, None)
+        frames = [(_decode_payload(tail[start:end]), at) for start, end, at in scan(tail)]
+        if not frames:
+            return
+        chains = self._chains
+        for changes, _ in frames:
+            if not chains:
+                chains.update(changes)
+                continue
+            for key, delta in changes.items():
+                op = delta[0]
+                if op == _SET or key not in chains:
+                    chains[key] = delta
+                elif op == _DELETE:
+                    del chains[key]
                 else:
-                    self._chains[key] = (*self._chains.get(key, ()), delta)
-            self.tip, self.stamp = frame.commit_id, frame.stamp
-            self._first = self._first or frame.size
-            self.length += frame.size
-            self.frames += 1
-            self.version += 1
+                    chains[key] = (*_deltas(chains[key]), delta)
+        self._first = self._first or frames[0][1]
+        self.length += len(tail)
+        self.frames += len(frames)
+        self.version += len(frames)
+        self.tip = tail[-_ID:]
+        self.stamp = int.from_bytes(tail[-_TRAILER:-_ID], "big")
 
     def copy(self) -> Log:
         """Return a log of its own with the same content."""
@@ -208,56 +220,71 @@ class Log:
         chain = self._chains.get(key)
         if chain is None:
             return False
-        is_certain = chain[0][0] in _CERTAIN and all(delta[0] != Op.DISCARD for delta in chain)
+        deltas = _deltas(chain)
+        is_certain = deltas[0][0] in _CERTAIN and all(delta[0] != _DISCARD for delta in deltas)
         return is_certain or self.value(key) is not MISSING
 
     def value(self, key: str) -> Any:
         """Return a key's value, unpacked anew at each call, or `MISSING`."""
-        chain = self._chains.get(key, ())
-        value = fold(chain)
-        if len(chain) > 1 and value is not MISSING:
+        chain = self._chains.get(key)
+        if chain is None:
+            return MISSING
+        if type(chain) is bytes and chain[0] in _WHOLE:
+            return unpack(chain[1:])
+        value = fold(_deltas(chain))
+        if value is not MISSING and type(chain) is tuple:
             try:
-                self._chains[key] = (bytes((Op.SET,)) + pack(value),)
+                self._chains[key] = _SET_BYTE + pack(value)
             except ValueError:
                 raise InvalidSessionData("a stored value is nested too deep") from None
         return value
 
-    def packed(self, key: str) -> bytes:
-        """Return a key's value as bytes, without unpacking it where that can be avoided."""
-        chain = self._chains[key]
-        if len(chain) == 1 and chain[0][0] in (Op.SET, Op.CREATE):
-            return chain[0][1:]
+    def packed(self, key: str) -> bytes | None:
+        """Return a key's value as bytes, None for none; it is unpacked only where that has to be."""
+        chain = self._chains.get(key)
+        if chain is None:
+            return None
+        if type(chain) is bytes and chain[0] in _WHOLE:
+            return chain[1:]
         value = self.value(key)
-        return self._chains[key][0][1:] if len(chain) > 1 else pack(value)
+        return None if value is MISSING else pack(value)
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes that each key and its value take in a snapshot, to within a few."""
-        return {key: len(key.encode()) + len(self.packed(key)) + 8 for key in self.keys()}
+        packed = {key: self.packed(key) for key in self._chains}
+        return {
+            key: len(key.encode()) + len(it) + 8 for key, it in packed.items() if it is not None
+        }
 
     @property
     def outgrown(self) -> bool:
         """Whether the log has outgrown its snapshot, so that the next commit should fold it."""
         tail = self.length - self._first
-        return self.frames > _MAX_FRAMES or tail > max(self._first, _MIN_TAIL)
+        frames = min(max(self._first // _FRAME_BYTES, _MIN_FRAMES), _MAX_FRAMES)
+        return self.frames > frames or tail > max(self._first, _MIN_TAIL)
 
     def snapshot(self) -> bytes:
         """Return the payload of the one frame that can stand for the whole log seen."""
-        set_ = bytes((Op.SET,))
-        return encode_payload({key: set_ + self.packed(key) for key in self.keys()})
+        packed = {key: self.packed(key) for key in self._chains}
+        return encode_payload({key: _SET_BYTE + it for key, it in packed.items() if it is not None})
 
     def compacted(self, payload: bytes) -> None:
         """Take note that the frames seen have been replaced by one with this payload."""
-        self._chains = {key: (delta,) for key, delta in _decode_payload(payload).items()}
+        self._chains = dict(_decode_payload(payload))
         self.length = self._first = _FRAME.size + len(payload) + _TRAILER
         self.frames = 1
 
 
+def _deltas(chain: Chain) -> tuple[bytes, ...]:
+    return (chain,) if isinstance(chain, bytes) else chain
+
+
 def _decode_payload(payload: bytes) -> dict[str, bytes]:
     changes = unpack(payload)
-    if not isinstance(changes, dict):
+    if type(changes) is not dict:
         raise InvalidSessionData("a stored frame is malformed")
     for key, delta in changes.items():
-        if not (isinstance(key, str) and isinstance(delta, bytes) and delta):
+        if type(key) is not str or type(delta) is not bytes or not delta:
             raise InvalidSessionData("a stored frame is malformed")
         if delta[0] > _MAX_OP:
             raise InvalidSessionData("a stored change is of a kind this version does not know")

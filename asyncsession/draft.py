@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from asyncsession.blob import HEADER_BYTES, Kind, Log, encode_frame, head, key_tag, read_frames
+from asyncsession.blob import HEADER_BYTES, Kind, Log, encode_frame, head, key_tag, scan
 from asyncsession.delta import Op, Review, encode, review
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone, SessionTooLarge
 from asyncsession.ids import session_handle
@@ -366,9 +366,9 @@ def _public(key: str) -> str:
 
 def _offset(tail: bytes, commit_id: bytes) -> int:
     """Return where in `tail` the frame of a commit begins; its length if it is not in there."""
-    at = 0
-    for frame in read_frames(tail):
-        if frame.commit_id == commit_id:
-            return at
-        at += frame.size
-    return at
+    begin = 0
+    for _, _, end in scan(tail):
+        if tail[end - len(commit_id) : end] == commit_id:
+            return begin
+        begin = end
+    return begin

@@ -266,15 +266,13 @@ class Session(MutableMapping[str, Any]):
         for key in sent:
             self._bases.pop(key, None)
         for key, held in list(self._held.items()):
-            stored = log.packed(key) if key in log else None
+            stored = log.packed(key)
             try:
                 packed = None if held is MISSING else pack_value(key, held)
             except InvalidSessionValue:
                 continue  # put there during the commit; the next save reports it
-            if key in sent:
-                old = sent[key].packed
-            else:
-                old = before.packed(key) if before and key in before else None
+            change = sent.get(key)
+            old = change.packed if change else before.packed(key) if before else None
             if packed == old == stored and stored is not None:
                 continue
             value = log.value(key)
@@ -308,7 +306,7 @@ class Session(MutableMapping[str, Any]):
         """Yield each key whose bytes differ from the stored ones, and its bytes."""
         log = self._log
         for key, held in self._held.items():
-            stored = log.packed(key) if log and key in log else None
+            stored = log.packed(key) if log else None
             packed = None if held is MISSING else pack_value(key, held)
             if packed != stored:
                 yield key, packed

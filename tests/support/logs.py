@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from asyncsession import merge
-from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, Log, encode_frame, read_frames
+from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, Log, encode_frame, scan
 from asyncsession.delta import Op, apply, encode
 from asyncsession.merge import Policies
 from asyncsession.operations import MISSING
@@ -76,7 +76,7 @@ def compact(stored: bytes, length: int, payload: bytes) -> bytes:
     log, folded = stored[HEADER:], int.from_bytes(stored[24:30], "big")
     prefix, tail = log[:length], log[length:]
     body = bytes(2) + payload + prefix[-_TRAILER:]
-    folded += len(list(read_frames(prefix))) - 1
+    folded += len(list(scan(prefix))) - 1
     return header(folded) + len(body).to_bytes(4, "big") + body + tail
 
 
