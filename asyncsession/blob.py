@@ -47,6 +47,9 @@ FORMAT = b"aS\x01"
 
 _HEADER = struct.Struct(">3sc8sHIHIHI10x")  # a number of 6 bytes is read as two
 HEADER_BYTES = _HEADER.size
+_packer = (
+    msgpack.Packer()
+)  # made once; it calls nothing of ours, so no two tasks or threads meet in it
 _FRAME = struct.Struct(">IH")
 _read_frame = _FRAME.unpack_from
 _ID = 16
@@ -100,7 +103,7 @@ def encode_frame(changes: Mapping[str, bytes]) -> bytes:
 
 def encode_payload(changes: Mapping[str, bytes]) -> bytes:
     """Return keys and their deltas as the payload of a frame."""
-    payload: bytes = msgpack.packb(changes)
+    payload: bytes = _packer.pack(changes)
     return payload
 
 
@@ -181,14 +184,23 @@ class Log:
         Raises:
             InvalidSessionData: these bytes are no frames. The log is as it was.
         """
-        frames = [(_decode_payload(tail[start:end]), at) for start, end, at in scan(tail)]
-        if not frames:
-            return
+        begin, frames = 0, []
+        for start, end, at in scan(tail):
+            frames.append((_decode_payload(tail[start:end]), at - begin))
+            begin = at
+        for changes, size in frames:
+            self._take(changes, size)
+        if frames:
+            self._end_with(tail)
+
+    def append(self, changes: Mapping[str, bytes], frame: bytes) -> None:
+        """Take in one more frame, which is known to hold these changes."""
+        self._take(changes, len(frame))
+        self._end_with(frame)
+
+    def _take(self, changes: Mapping[str, bytes], size: int) -> None:
         chains = self._chains
-        for changes, _ in frames:
-            if not chains:
-                chains.update(changes)
-                continue
+        if chains:
             for key, delta in changes.items():
                 op = delta[0]
                 if op == _SET or key not in chains:
@@ -197,10 +209,14 @@ class Log:
                     del chains[key]
                 else:
                     chains[key] = (*_deltas(chains[key]), delta)
-        self._first = self._first or frames[0][1]
-        self.length += len(tail)
-        self.frames += len(frames)
-        self.version += len(frames)
+        else:
+            chains.update(changes)
+        self._first = self._first or size
+        self.length += size
+        self.frames += 1
+        self.version += 1
+
+    def _end_with(self, tail: bytes) -> None:
         self.tip = tail[-_ID:]
         self.stamp = int.from_bytes(tail[-_TRAILER:-_ID], "big")
 
@@ -240,7 +256,7 @@ class Log:
         return value
 
     def packed(self, key: str) -> bytes | None:
-        """Return a key's value as bytes, None for none; it is unpacked only where that has to be."""
+        """Return a key's value as bytes, None for none; unpacked only where that has to be."""
         chain = self._chains.get(key)
         if chain is None:
             return None

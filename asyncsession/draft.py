@@ -89,6 +89,7 @@ class Draft:
         self.attempts = self.hops = 0
         self.reloaded = False
         self._log = session.log
+        self._deltas: dict[str, bytes] = {}
         self._frame = self._snapshot = b""
         self._room = settings.max_bytes
         self._fates: dict[str, Review] = {}
@@ -123,7 +124,8 @@ class Draft:
             SessionTooLarge: the session would be, and this commit does not make it smaller.
         """
         log, settings = self._log, self.settings
-        self._frame = encode_frame({key: change.delta for key, change in self.changes.items()})
+        self._deltas = {key: change.delta for key, change in self.changes.items()}
+        self._frame = encode_frame(self._deltas)
         fold = self._check_size() or (log is not None and log.outgrown) or self.reloaded
         self._snapshot = log.snapshot() if log and log.length and fold else b""
         tombstone = b""
@@ -243,11 +245,14 @@ class Draft:
         else:
             self.session.assign(self.new_id)
         self.session.is_stale = self.stale or self.session.is_stale
+        version = log.version if log else 0
+        if not self._fates:
+            return Commit(version, self.attempts)
         fates = {_public(key): fate for key, fate in self._fates.items()}
         by_fate = {fate: tuple(sorted(k for k, f in fates.items() if f & fate)) for fate in Review}
         merged = tuple(sorted(key for key, fate in fates.items() if not fate))
         return Commit(
-            log.version if log else 0,
+            version,
             self.attempts,
             merged,
             by_fate[Review.OVERWRITTEN],
@@ -275,14 +280,17 @@ class Draft:
                 log.compacted(self._snapshot)
         else:
             log, tail = Log.parse(reply.data[:HEADER_BYTES]), reply.data[HEADER_BYTES:]
+        is_ours = self._log is self.session.log and not self.session.is_behind
+        if reply.code is Code.OK and not tail and is_ours:
+            log.append(self._deltas, self._own_frame(reply.now))  # nobody else was here
+            return log
         if reply.code is Code.OK:
             split = len(tail)
             tail += self._own_frame(reply.now)
         else:
             split = _offset(tail, self._id)
         log.extend(tail[:split])
-        is_alone = not split and self._log is self.session.log and not self.session.is_behind
-        if not is_alone and not self.session.is_new:
+        if (split or not is_ours) and not self.session.is_new:
             self._review(log, seen=split < len(tail))
         log.extend(tail[split:])
         return log

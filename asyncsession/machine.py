@@ -59,7 +59,11 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a manager was set up with; times in seconds, sizes in bytes."""
+    """What a manager was set up with; times in seconds, sizes in bytes.
+
+    Attributes:
+        idle, absolute: the timeouts in ms.
+    """
 
     prefix: str
     idle_timeout: float
@@ -70,16 +74,12 @@ class Settings:
     max_sessions: int | None = None
     ends_oldest: bool = False
     clock: Clock = field(default_factory=Clock)
+    idle: int = field(init=False)
+    absolute: int = field(init=False)
 
-    @property
-    def idle(self) -> int:
-        """The idle timeout, ms."""
-        return round(self.idle_timeout * 1000)
-
-    @property
-    def absolute(self) -> int:
-        """The absolute timeout, ms."""
-        return round(self.absolute_timeout * 1000)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "idle", round(self.idle_timeout * 1000))
+        object.__setattr__(self, "absolute", round(self.absolute_timeout * 1000))
 
     def key(self, handle: str) -> str:
         """Return the Redis key of a session."""
@@ -97,6 +97,8 @@ class Budget:
         unsure: a copy of the commit was sent and never answered.
     """
 
+    __slots__ = ("_ends", "_pauses", "_per_call", "unsure")
+
     def __init__(self, seconds: float) -> None:
         self._ends = time.monotonic() + seconds
         self._per_call = seconds / 4  # so that a reply that never comes leaves time to ask again
@@ -105,7 +107,8 @@ class Budget:
 
     def call_timeout(self) -> float:
         """Return for how many seconds to wait for the next reply."""
-        return max(min(self._per_call, self._ends - time.monotonic()), 0.001)
+        left = self._ends - time.monotonic()
+        return self._per_call if left > self._per_call else max(left, 0.001)
 
     def pause(self) -> Pause | None:
         """Return the next wait, with full jitter, or None if there is no time for another try."""
@@ -170,13 +173,14 @@ def give_up(
 
 
 _WRITING = ("commit", "destroy")
+_CODES = {int(code): code for code in Code}
 
 
 def _read(script: str, raw: Any, args: tuple[bytes | str | int, ...]) -> Reply:
     if script != "commit":
         code, now, data = raw
-        return Reply(Code(code), now, data)
+        return Reply(_CODES[code], now, data)
     code, echo, now, found, data = raw
     if echo != args[1]:
         raise Lost("the reply belongs to another commit")
-    return Reply(Code(code), now, data, bool(found))
+    return Reply(_CODES[code], now, data, bool(found))

@@ -21,6 +21,8 @@ from asyncsession.values import pack, pack_value, unpack
 
 __all__ = ["PRINCIPAL", "Change", "Session"]
 
+_NO_POLICIES = Policies({}, three_way)
+_FIXED = frozenset((bool, int, float, str, bytes))  # what cannot be changed in place
 _RESERVED = "\0"  # what starts with it is ours; session keys of the application may not
 PRINCIPAL = _RESERVED + "principal"
 
@@ -83,7 +85,7 @@ class Session(MutableMapping[str, Any]):
         self._bases: dict[str, Any] = {}  # of changes made during a save, which others have met
         self._read: set[str] = set()
         self._read_all = False
-        self._policies = Policies({}, three_way)
+        self._policies = _NO_POLICIES
 
     @classmethod
     def unreadable(cls, handle: str) -> Session:
@@ -241,13 +243,15 @@ class Session(MutableMapping[str, Any]):
             InvalidSessionValue: naming the key and the type that cannot be kept.
         """
         self._policies, changes = policies, {}
-        differences = list(self._differences())
-        for key in self._bases.keys() - dict(differences).keys():
+        differences = dict(self._differences())
+        for key in self._bases.keys() - differences.keys():
             del self._bases[key]  # that change was taken back
-        for key, packed in differences:
-            base = self._log.value(key) if self._log else MISSING
-            base = self._bases.get(key, base)
-            policy = last_write if _is_reserved(key) else policies[key]
+        for key, packed in differences.items():
+            if key in self._bases:
+                base = self._bases[key]
+            else:
+                base = self._log.value(key) if self._log else MISSING
+            policy = last_write if key[:1] == _RESERVED else policies[key]
             ours = self._held[key]
             delta = policy.diff(base, ours)
             if delta is not None:
@@ -266,12 +270,13 @@ class Session(MutableMapping[str, Any]):
         for key in sent:
             self._bases.pop(key, None)
         for key, held in list(self._held.items()):
-            stored = log.packed(key)
+            stored, change = log.packed(key), sent.get(key)
+            if change and held is change.ours and stored == change.packed and type(held) in _FIXED:
+                continue
             try:
                 packed = None if held is MISSING else pack_value(key, held)
             except InvalidSessionValue:
                 continue  # put there during the commit; the next save reports it
-            change = sent.get(key)
             old = change.packed if change else before.packed(key) if before else None
             if packed == old == stored and stored is not None:
                 continue

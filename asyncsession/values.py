@@ -47,6 +47,7 @@ class _Ext(IntEnum):
 # None of these holds another value, so each may be a dict key and needs no look inside.
 _SCALARS = (type(None), bool, int, float, str, bytes, Decimal, uuid.UUID,
             dt.date, dt.time, dt.timedelta, dt.datetime)  # fmt: skip
+_SCALAR_TYPES = frozenset(_SCALARS)
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
@@ -64,7 +65,7 @@ def pack_value(key: str, value: Any) -> bytes:
         InvalidSessionValue: naming the key and the type that cannot be kept.
     """
     try:
-        if type(value) not in _SCALARS:
+        if type(value) not in _SCALAR_TYPES:
             _check(key, value, _MAX_DEPTH, _MAX_SETS)
         return pack(value)
     except InvalidSessionValue:
@@ -114,7 +115,7 @@ def _check(key: str, value: Any, depth: int, sets: int) -> None:
                 raise InvalidSessionValue(key, type(name), "a dict key may not be a container")
         items = value.values()
     for item in items:
-        if type(item) not in _SCALARS:
+        if type(item) not in _SCALAR_TYPES:
             _check(key, item, depth - 1, sets)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
@@ -353,7 +354,7 @@ def test_rotations_are_not_followed_for_ever() -> None:
 
 def test_a_first_commit_asks_for_the_clock() -> None:
     made, session = settings(), Session()
-    made = Settings(**{f: getattr(made, f) for f in made.__slots__ if f != "clock"})
+    made = dataclasses.replace(made, clock=Clock())
     session["a"] = 1
 
     def peek(call: Call) -> Any:
