@@ -73,7 +73,7 @@ async def guarded(backend: Backend) -> None:
 SCRIPT_MUTANTS: dict[str, tuple[str, str, str, Scenario]] = {
     "no commit id": (
         "commit",
-        "if string.find(blob, id, 1, true) then",
+        "if string.find(blob, id, found and base + 1 or 1, true) then",
         "if false then",
         faults,
     ),
@@ -121,8 +121,8 @@ SCRIPT_MUTANTS: dict[str, tuple[str, str, str, Scenario]] = {
     ),
     "compaction drops the tail": (
         "commit",
-        "frames = bytes(#body, 4) .. body .. sub(blob, base + 1)",
-        "frames = bytes(#body, 4) .. body",
+        "bytes(#body, 4) .. body .. sub(blob, base + 1)",
+        "bytes(#body, 4) .. body",
         writers,
     ),
 }

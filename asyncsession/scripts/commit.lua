@@ -96,7 +96,8 @@ local function answer(code)
   return reply(code, unseen())
 end
 
-if string.find(blob, id, 1, true) then return answer(APPLIED) end
+-- A copy that was done came after its base; where the base is gone, it may stand anywhere.
+if string.find(blob, id, found and base + 1 or 1, true) then return answer(APPLIED) end
 if outside or rotated or issued <= forgotten or (creating and #blob > log) then
   return reply(LATE)
 end
@@ -115,15 +116,15 @@ if guards ~= '' then
   end
 end
 
-local header, history, frames = sub(blob, 1, HEADER), sub(blob, HEADER + 1, log), sub(blob, log + 1)
+local kept, size = blob, #blob - retired + #ARGV[8] + TRAILER
 if ARGV[10] ~= '' and found then
-  local ids, folded, at = {history}, 0, log + 1
+  local ids, folded, at = {sub(blob, HEADER + 1, log)}, 0, log + 1
   while at <= base do
     at = at + 4 + number(blob, at, 4)
     folded = folded + 1
     if at <= base then ids[#ids + 1] = sub(blob, at - TRAILER, at - 1) end
   end
-  history = table.concat(ids)
+  local history = table.concat(ids)
   local keep, spare = 1, #history - TRAILER * ARGV[14]
   while keep <= #history and (keep <= spare or number(history, keep, 6) < now - ARGV[13]) do
     forgotten = math.max(forgotten, math.min(number(history, keep, 6), now + SLACK))
@@ -131,17 +132,17 @@ if ARGV[10] ~= '' and found then
   end
   history = sub(history, keep)
   local body = bytes(0, 2) .. ARGV[10] .. sub(blob, base - TRAILER + 1, base)
-  frames = bytes(#body, 4) .. body .. sub(blob, base + 1)
-  local count = number(blob, 25, 6) + folded - 1
-  header = sub(blob, 1, 24) .. bytes(count, 6) .. bytes(forgotten, 6) .. bytes(#history, 4)
+  local count = bytes(number(blob, 25, 6) + folded - 1, 6)
+  local header = sub(blob, 1, 24) .. count .. bytes(forgotten, 6) .. bytes(#history, 4)
+  kept = header .. history .. bytes(#body, 4) .. body .. sub(blob, base + 1)
+  size = #kept - #history + #ARGV[8] + TRAILER
 end
-frames = frames .. ARGV[8] .. bytes(stamp, 6) .. id
 
-if HEADER + #frames > tonumber(ARGV[11]) then return reply(TOO_LARGE, 0, tostring(HEADER + #frames)) end
-local left = number(header, 19, 6) - now
+if size > tonumber(ARGV[11]) then return reply(TOO_LARGE, 0, tostring(size)) end
+local left = number(blob, 19, 6) - now
 if left <= 0 then return reply(GONE) end
 
 local ttl = string.format('%.0f', math.min(tonumber(ARGV[6]), left))
-redis.call('SET', KEYS[2] or KEYS[1], header .. history .. frames, 'PX', ttl)
+redis.call('SET', KEYS[2] or KEYS[1], kept .. ARGV[8] .. bytes(stamp, 6) .. id, 'PX', ttl)
 if KEYS[2] then redis.call('SET', KEYS[1], ARGV[15], 'PX', ARGV[16]) end
 return answer(OK)
