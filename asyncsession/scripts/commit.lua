@@ -37,18 +37,19 @@ local SLACK = 1000 -- ms that a committer's idea of this clock may run ahead of 
 local sub = string.sub
 
 local function number(text, at, size)
-  local n = 0
-  for i = at, at + size - 1 do n = n * 256 + string.byte(text, i) end
-  return n
+  local a, b, c, d, e, f = string.byte(text, at, at + size - 1)
+  if size == 2 then return a * 256 + b end
+  local n = ((a * 256 + b) * 256 + c) * 256 + d
+  return e and (n * 256 + e) * 256 + f or n
 end
 
 local function bytes(n, size)
-  local out = {}
-  for i = size, 1, -1 do
-    out[i] = string.char(n % 256)
-    n = math.floor(n / 256)
-  end
-  return table.concat(out)
+  local low = n % 0x1000000
+  local high = (n - low) / 0x1000000
+  local out = string.char(
+    math.floor(high / 0x10000), math.floor(high / 0x100) % 0x100, high % 0x100,
+    math.floor(low / 0x10000), math.floor(low / 0x100) % 0x100, low % 0x100)
+  return string.sub(out, -size)
 end
 
 local time = redis.call('TIME')
@@ -73,7 +74,7 @@ end
 if not blob then
   if not creating then return reply(GONE) end
   if outside then return reply(LATE) end
-  blob = head .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. bytes(0, 16)
+  blob = head .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. string.rep('\0', 16)
 else
   if sub(blob, 1, 3) ~= sub(head, 1, 3) then return reply(UNREADABLE) end
   if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return reply(GONE) end

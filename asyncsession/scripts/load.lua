@@ -17,9 +17,9 @@ local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
 local HEAD, HEADER, TRAILER = 12, 40, 22
 
 local function number(text, at, size)
-  local n = 0
-  for i = at, at + size - 1 do n = n * 256 + string.byte(text, i) end
-  return n
+  local a, b, c, d, e, f = string.byte(text, at, at + size - 1)
+  local n = ((a * 256 + b) * 256 + c) * 256 + d
+  return e and (n * 256 + e) * 256 + f or n
 end
 
 local function bytes(n, size)
