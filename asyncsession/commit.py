@@ -22,7 +22,7 @@ from asyncsession.blob import FORMAT, Log
 from asyncsession.draft import Commit, Draft, Rerun
 from asyncsession.errors import CommitOutcomeUnknown, SessionConflict
 from asyncsession.machine import Budget, Reply, Settings, give_up, send
-from asyncsession.protocol import Code, Machine
+from asyncsession.protocol import Code, Machine, Queue
 from asyncsession.session import Session
 
 __all__ = ["commit"]
@@ -59,6 +59,7 @@ def commit(settings: Settings, budget: Budget, session: Session, *, new_id: str 
         return first
     if settings.clock.now() is None:
         yield from _peek(settings, budget, draft.handle)
+    yield from _queue(settings, budget, draft)
     draft.stamp()
     draft.catch_up()
     last = yield from _complete(settings, budget, draft)
@@ -127,6 +128,17 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
             case _:
                 raise draft.failure(reply, budget)
     return draft.finish(None)
+
+
+def _queue(settings: Settings, budget: Budget, draft: Draft) -> Machine[None]:
+    """Let commits of this process that this one could collide with pass, and start from there."""
+    if draft.serial or draft.session.is_new or not draft.guarded():
+        return
+    has_waited = yield Queue(draft.handle, budget.call_timeout())
+    if has_waited:
+        found = yield from _peek(settings, budget, draft.handle)
+        if found.code is Code.OK:  # else the commit says what has become of it
+            draft.rebase(Log.parse(found.data))
 
 
 def _yield_privilege(settings: Settings, budget: Budget, draft: Draft) -> Machine[Reply | None]:

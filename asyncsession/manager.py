@@ -17,9 +17,10 @@ from asyncsession.draft import Commit, Rerun
 from asyncsession.errors import ConfigurationError, SessionConflict
 from asyncsession.machine import MAX_TIMEOUT, Budget, Settings
 from asyncsession.merge import MergeFunction, Policies, Policy, three_way
-from asyncsession.protocol import Group, Lost, Pause, Refused, Together, Transport
+from asyncsession.protocol import Group, Lost, Pause, Queue, Refused, Together, Transport
 from asyncsession.session import Session
 from asyncsession.transport import connect
+from asyncsession.turns import Turn, Turns
 
 __all__ = ["SessionManager"]
 
@@ -92,6 +93,7 @@ class SessionManager:
             ends_oldest=when_full == "end_oldest",
         )
         self._transport: Transport = connect(url)
+        self._turns = Turns()
 
     async def load(self, session_id: str | None = None) -> Session:
         """Return the session with this id, in one round trip.
@@ -171,18 +173,29 @@ class SessionManager:
         """
         budget = Budget(self._settings.timeout)
         session = await self.load(session_id)
-        while True:
-            result = change(session)
-            if inspect.isawaitable(result):
-                await result
-            outcome = await self._drive(verbs.save_serial(self._settings, session))
-            if not isinstance(outcome, Rerun):
-                return session
-            pause = budget.pause()
-            if pause is None:
-                raise SessionConflict("others kept changing what the update reads")
-            await anyio.sleep(pause.seconds)
-            session = session.restarted(outcome.log)
+        turn: Turn | None = None
+        try:
+            while True:
+                result = change(session)
+                if inspect.isawaitable(result):
+                    await result
+                outcome = await self._drive(verbs.save_serial(self._settings, session))
+                if not isinstance(outcome, Rerun):
+                    return session
+                pause = budget.pause()
+                if pause is None:
+                    raise SessionConflict("others kept changing what the update reads")
+                session = session.restarted(outcome.log)
+                if turn is not None:
+                    await anyio.sleep(pause.seconds)
+                    continue
+                turn = await self._turns.take(session.handle, budget.call_timeout())
+                if turn.has_waited:
+                    latest = await self.load(session.id)
+                    session = session if latest.is_new else latest
+        finally:
+            if turn is not None:
+                turn.end()
 
     async def rotate(self, session: Session) -> Commit:
         """Give a session a new id; unsaved changes are committed in the same step (ASVS 7.2.4).
@@ -284,9 +297,16 @@ class SessionManager:
     async def _drive(self, machine: Group[T], transport: Transport | None = None) -> T:
         """Perform what the machine asks for, until it returns or raises."""
         transport = transport or self._transport
+        turn: Turn | None = None
         try:
             step = next(machine)
             while True:
+                if isinstance(step, Queue):
+                    if turn is not None:
+                        turn.end()
+                    turn = await self._turns.take(*step)
+                    step = machine.send(turn.has_waited)
+                    continue
                 if isinstance(step, Pause):
                     await anyio.sleep(step.seconds)
                     step = machine.send(None)
@@ -305,6 +325,8 @@ class SessionManager:
             return result
         finally:
             machine.close()
+            if turn is not None:
+                turn.end()
 
     async def _drive_all(self, step: Together, transport: Transport) -> list[Any]:
         """Carry machines through, and return what they returned."""

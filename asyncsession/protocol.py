@@ -1,8 +1,8 @@
 """The words that the commit machine and the transports share.
 
-The machine yields a `Call` or a `Pause`. Whoever drives it performs that and sends back the reply,
-or throws in how it failed: `Refused` where the server certainly did nothing, `Lost` where it may
-have done it.
+The machine yields a `Call`, a `Pause` or a `Queue`. Whoever drives it performs that and sends back
+the reply, or throws in how it failed: `Refused` where the server certainly did nothing, `Lost`
+where it may have done it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = [
     "Lost",
     "Machine",
     "Pause",
+    "Queue",
     "Refused",
     "Together",
     "Transport",
@@ -61,6 +62,20 @@ class Pause(NamedTuple):
     seconds: float
 
 
+class Queue(NamedTuple):
+    """Wait for a turn at a session among the commits of this process, and keep it until the end.
+
+    What comes back is whether anybody was at it before. A driver without turns sends False.
+
+    Attributes:
+        handle: of the session.
+        seconds: after which to go on without it.
+    """
+
+    handle: str
+    seconds: float
+
+
 class Together(NamedTuple):
     """Carry these machines through, at once or in any order, and send back what they return.
 
@@ -71,8 +86,8 @@ class Together(NamedTuple):
     machines: tuple[Machine[Any], ...]
 
 
-Machine: TypeAlias = Generator[Call | Pause, Any, T]
-Group: TypeAlias = Generator[Call | Pause | Together, Any, T]
+Machine: TypeAlias = Generator[Call | Pause | Queue, Any, T]
+Group: TypeAlias = Generator[Call | Pause | Queue | Together, Any, T]
 
 
 class Refused(Exception):

@@ -30,7 +30,7 @@ LAYERS = [
     {"principals"},
     {"verbs"},
     {"adoption"},
-    {"transport"},
+    {"transport", "turns"},
     {"manager", "migration"},
     {"integrations"},
     {"demo"},

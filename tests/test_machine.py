@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
@@ -23,7 +23,7 @@ from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, Log, encode_frame, hea
 from asyncsession.delta import Op, encode
 from asyncsession.machine import Budget, Clock, Settings
 from asyncsession.merge import Policies
-from asyncsession.protocol import Call, Code, Lost, Pause, Refused
+from asyncsession.protocol import Call, Code, Lost, Machine, Pause, Queue, Refused
 
 T = TypeVar("T")
 Answer = Callable[[Call], Any]
@@ -59,12 +59,15 @@ def stored(**values: Any) -> Session:
     return Session("abc." + "x" * 32, Log.parse(blob(b"incarnat", frame(b"first", **values))))
 
 
-def drive(machine: Generator[Call | Pause, Any, T], *answers: Answer | Exception) -> T:
+def drive(machine: Machine[T], *answers: Answer | Exception) -> T:
     """Answer the machine's calls in order; more calls than answers fail the test."""
     script = iter(answers)
     try:
         step = next(machine)
         while True:
+            if isinstance(step, Queue):
+                step = machine.send(False)
+                continue
             if isinstance(step, Pause):
                 assert 0 <= step.seconds <= 0.25
                 step = machine.send(None)
@@ -112,6 +115,7 @@ def test_a_commit_keeps_its_id_through_retries() -> None:
     step = machine.throw(LOST)
     while isinstance(step, Pause):
         step = machine.send(None)
+    assert isinstance(step, Call)
     assert step.args == first.args
     with pytest.raises(StopIteration) as stop:
         machine.send(note(step))

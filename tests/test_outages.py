@@ -96,7 +96,7 @@ async def test_refusals_are_definite_and_named(
     store = await asyncio.to_thread(server)
     async with (
         Redis.from_url(store.url) as redis,
-        SessionManager(store.url, timeout=0.4) as manager,
+        SessionManager(store.url, timeout=1.6) as manager,
     ):
         session = await manager.load()
         session["a"] = 1

@@ -1,0 +1,56 @@
+"""Turns: commits that would fight each other inside one process go one after another instead.
+
+Only commits that somebody else's change can refuse take turns: those of keys with a policy that has
+to see it, and serialisable updates that have met one already. Nothing is held in Redis, and nothing
+depends on a turn: a task that has waited long enough goes on without, and other processes are not
+kept out. A session that nobody else commits to at the moment is free at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from weakref import WeakValueDictionary
+
+__all__ = ["Turn", "Turns"]
+
+
+class Turn:
+    """One task's turn at a session.
+
+    Attributes:
+        has_waited: somebody was at it before, so the session has probably changed meanwhile.
+    """
+
+    __slots__ = ("_lock", "has_waited")
+
+    def __init__(self, lock: asyncio.Lock | None, has_waited: bool) -> None:
+        self._lock = lock
+        self.has_waited = has_waited
+
+    def end(self) -> None:
+        """Let the next task have it."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+class Turns:
+    """Who is at which session, among the tasks of each event loop."""
+
+    def __init__(self) -> None:
+        # A lock lives for as long as somebody holds it or waits for it.
+        self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def take(self, handle: str, seconds: float) -> Turn:
+        """Wait for a turn at a session, for so many seconds at the most."""
+        key = id(asyncio.get_running_loop()), handle
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        has_waited = lock.locked()
+        try:
+            async with asyncio.timeout(seconds if has_waited else None):
+                await lock.acquire()
+        except TimeoutError:
+            return Turn(None, has_waited=True)
+        return Turn(lock, has_waited)
