@@ -110,8 +110,7 @@ SCRIPT_MUTANTS: dict[str, tuple[str, str, str, Scenario]] = {
     "tombstones are no obstacle": (
         "commit",
         "if kind ~= 'L' then return reply(GONE) end",
-        "if kind ~= 'L' then"
-        " blob = head .. bytes(now, 6) .. bytes(2^47, 6) .. string.rep('\\0', 16) end",
+        "if kind ~= 'L' then blob = head .. bytes(now, 6) .. bytes(2^47, 6) .. ('\\0'):rep(16) end",
         gone,
     ),
     "guards unchecked": (

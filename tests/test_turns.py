@@ -169,8 +169,10 @@ async def test_turns_are_in_order_and_survive_cancelled_tasks() -> None:
     first.end()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == [0, 2, 3]
-    assert not (await turns.take("b", 1)).has_waited
+    other = await turns.take("b", 1)
+    assert not other.has_waited
     tasks.clear()
-    del first
+    del first, other
     gc.collect()
-    assert not turns._locks, "nothing is kept of sessions that nobody is at"
+    kept = list(turns._locks)
+    assert kept == [], "nothing is kept of sessions that nobody is at"
