@@ -44,6 +44,7 @@ class Link:
         self._heard = 0.0  # when the last reply came, or the first of those waiting began to
         self._silence = 0.0  # seconds without any reply after which the connection is given up
         self._alarm: asyncio.TimerHandle | None = None  # one for all that wait, not one for each
+        self._rings_at = math.inf
         self._has_room = asyncio.Event()
         self._has_failed = False
 
@@ -134,17 +135,17 @@ class Link:
         self._waiting.append((reply, now + patience))
         self._silence = silence
         ring = now + min(patience, silence)
-        if self._alarm is None or ring < self._alarm.when():
+        if ring < self._rings_at:
             self._set_alarm(ring)
 
     def _set_alarm(self, when: float) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = self._loop.call_at(when, self._ring)
+        self._alarm, self._rings_at = self._loop.call_at(when, self._ring), when
 
     def _ring(self) -> None:
         """Tell those whose time is up, and see whether the server is silent."""
-        self._alarm = None
+        self._alarm, self._rings_at = None, math.inf
         if not self._waiting:
             return
         now = self._loop.time()
