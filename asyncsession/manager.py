@@ -27,6 +27,7 @@ __all__ = ["SessionManager"]
 T = TypeVar("T")
 
 _LONGEST = 10 * 365 * 86_400  # seconds; longer is a mistake in the unit
+_MAX_LANES = 64
 _MAX_PRINCIPAL = 1024  # characters
 
 
@@ -49,6 +50,8 @@ class SessionManager:
             any number. It is looked after when a session becomes the principal's.
         when_full: what a login does that would be one too many: `"end_oldest"` ends the session
             that was seen longest ago, `"refuse"` raises `TooManySessions`.
+        lanes: connections for each event loop. One carries the calls of all tasks; a second lets
+            small replies pass large ones.
 
     Raises:
         ConfigurationError: an argument that cannot work; the message says which and why.
@@ -67,6 +70,7 @@ class SessionManager:
         timeout: float = 5.0,
         max_sessions: int | None = None,
         when_full: Literal["end_oldest", "refuse"] = "end_oldest",
+        lanes: int = 1,
     ) -> None:
         if not isinstance(prefix, str) or not prefix or set(prefix) & set("{}"):
             raise ConfigurationError("prefix: a string without braces, and not empty")
@@ -92,7 +96,9 @@ class SessionManager:
             max_sessions=max_sessions,
             ends_oldest=when_full == "end_oldest",
         )
-        self._transport: Transport = connect(url)
+        if type(lanes) is not int or not 1 <= lanes <= _MAX_LANES:
+            raise ConfigurationError(f"lanes: a number from 1 to {_MAX_LANES}")
+        self._transport: Transport = connect(url, lanes)
         self._turns = Turns()
 
     async def load(self, session_id: str | None = None) -> Session:

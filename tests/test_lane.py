@@ -7,6 +7,7 @@ import gc
 import random
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import pytest
@@ -15,7 +16,7 @@ from support.backends import Backend
 from support.proxy import Fault, FaultProxy, is_script
 from support.servers import Server
 
-from asyncsession import SessionManager, StoreUnavailable
+from asyncsession import ConfigurationError, SessionManager, StoreUnavailable
 from asyncsession.protocol import Call, Lost
 from asyncsession.transport import link
 
@@ -39,6 +40,24 @@ async def test_all_tasks_share_one_connection(valkey: Backend) -> None:
     assert [session["owner"] for session in sessions] == list(range(64))
     after = {client["id"] for client in await valkey.redis.client_list()}
     assert len(after - before) == 1
+
+
+async def test_more_lanes_take_the_calls_in_turn(valkey: Backend) -> None:
+    manager = valkey.manager()
+    ids = await owned(manager, 64)
+    before = {client["id"] for client in await valkey.redis.client_list()}
+    other = valkey.manager(lanes=3)
+    sessions = await asyncio.gather(*map(other.load, ids))
+    assert [session["owner"] for session in sessions] == list(range(64))
+    after = {client["id"] for client in await valkey.redis.client_list()}
+    assert len(after - before) == 3
+    await other.aclose()
+
+
+@pytest.mark.parametrize("lanes", [0, 65, 1.5, True, "2"])
+def test_a_number_of_lanes_that_cannot_be_meant(lanes: Any) -> None:
+    with pytest.raises(ConfigurationError, match="lanes"):
+        SessionManager(lanes=lanes)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -125,7 +144,7 @@ async def test_a_caller_in_a_hurry_does_not_break_the_connection_for_others(
         hasty = Call("load", ("k",), (b"aS\x01", 0, 0), 0.001)
         with pytest.raises(Lost):
             await transport.call(hasty)
-        (only,) = transport._lanes.values()  # type: ignore[attr-defined]
+        ((only,),) = transport._lanes.values()  # type: ignore[attr-defined]
         link = only._link
         assert {session["owner"] for session in await asyncio.gather(*patient)} == {0}
         assert only._link is link, "nobody had to ask again"

@@ -1,4 +1,4 @@
-"""Which lane a call takes: one for each event loop, on a connection as redis-py would open it.
+"""Which lane a call takes: those of its event loop, on connections as redis-py would open them.
 
 redis-py's client is not used: it replays scripts on its own, and it lends a connection out again
 while a reply may still be on its way.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from importlib.metadata import version
+from itertools import chain, cycle
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -43,8 +44,8 @@ _forks = 0  # how many there were between the first process and this one
 _Options = dict[str, Any]
 
 
-def of_url(url: str) -> Transport:
-    """Return the transport for a URL of redis-py's kind.
+def of_url(url: str, count: int) -> Transport:
+    """Return the transport for a URL of redis-py's kind, with so many lanes for each event loop.
 
     Raises:
         ConfigurationError: redis-py does not understand it.
@@ -56,10 +57,10 @@ def of_url(url: str) -> Transport:
             f"redis-py cannot read the URL of the store ({type(error).__name__}): check its port,"
             " database and options; special characters of a password are percent-encoded"
         ) from None
-    return LaneTransport(_fixed(options))
+    return LaneTransport(_fixed(options), count)
 
 
-def of_embedded(url: str) -> Transport:
+def of_embedded(url: str, count: int) -> Transport:
     """Return the transport for the server of this process that `embedded://name` names."""
     name = url.partition("://")[2]
 
@@ -67,10 +68,10 @@ def of_embedded(url: str) -> Transport:
         path = await anyio.to_thread.run_sync(embedded.socket_path, name)
         return {"connection_class": UnixDomainSocketConnection, "path": path}
 
-    return LaneTransport(options)
+    return LaneTransport(options, count)
 
 
-def of_client(client: Any) -> Transport:
+def of_client(client: Any, count: int) -> Transport:
     """Return a transport that connects as `client` does, on connections of its own.
 
     Raises:
@@ -83,9 +84,8 @@ def of_client(client: Any) -> Transport:
         )
     if isinstance(pool, SentinelConnectionPool):
         raise ConfigurationError("clients that ask Sentinel are not supported yet")
-    return LaneTransport(
-        _fixed(pool.connection_kwargs | {"connection_class": pool.connection_class})
-    )
+    options = pool.connection_kwargs | {"connection_class": pool.connection_class}
+    return LaneTransport(_fixed(options), count)
 
 
 def _fixed(options: _Options) -> Callable[[], Awaitable[_Options]]:
@@ -96,24 +96,29 @@ def _fixed(options: _Options) -> Callable[[], Awaitable[_Options]]:
 
 
 class LaneTransport:
-    """Calls on one lane for each event loop.
+    """Calls on the lanes of each event loop, which take them in turn.
 
     Args:
         options: a coroutine function that returns redis-py's connection options.
+        count: lanes for each event loop.
     """
 
-    def __init__(self, options: Callable[[], Awaitable[_Options]]) -> None:
+    def __init__(self, options: Callable[[], Awaitable[_Options]], count: int) -> None:
         self._options = options
-        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
+        self._count = count
+        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Lane, ...]] = (
+            WeakKeyDictionary()
+        )
         self._forks = _forks
         self._latest: Callable[[], asyncio.AbstractEventLoop | None] = _nothing
-        self._lane: Lane | None = None  # of the latest loop, which is nearly always the only one
+        self._next: Iterator[Lane] | None = None  # of the latest loop, nearly always the only one
 
     async def call(self, call: Call) -> list[Any]:
         """Run a script and return its reply."""
-        lane = self._lane
-        if lane is None or self._latest() is not _running_loop() or self._forks != _forks:
-            lane = await self._lane_of(_running_loop())
+        lanes = self._next
+        if lanes is None or self._latest() is not _running_loop() or self._forks != _forks:
+            lanes = await self._lanes_of(_running_loop())
+        lane = next(lanes)
         script = SCRIPTS[call.script]
         keys, args, timeout = call.keys, call.args, call.timeout
         reply: list[Any]
@@ -128,25 +133,25 @@ class LaneTransport:
 
     async def aclose(self) -> None:
         """Close the connection that the running loop has; another call would open a new one."""
-        lane = self._lanes.pop(_running_loop(), None)
-        self._lane = None
-        if lane is not None:
+        self._next = None
+        for lane in self._lanes.pop(_running_loop(), ()):
             await lane.aclose()
 
     def __repr__(self) -> str:
         return "redis"
 
-    async def _lane_of(self, loop: asyncio.AbstractEventLoop) -> Lane:
+    async def _lanes_of(self, loop: asyncio.AbstractEventLoop) -> Iterator[Lane]:
         if self._forks != _forks:
-            _inherited.extend(self._lanes.values())
+            _inherited.extend(chain.from_iterable(self._lanes.values()))
             self._lanes, self._forks = WeakKeyDictionary(), _forks
         if loop not in self._lanes:
             for ended in [other for other in self._lanes if other.is_closed()]:
                 del self._lanes[ended]  # a lane keeps its loop alive, and nobody closes it any more
             options = await self._options()
-            self._lanes.setdefault(loop, Lane(partial(_make, options)))
-        self._latest, self._lane = ref(loop), self._lanes[loop]
-        return self._lane
+            lanes = tuple(Lane(partial(_make, options)) for _ in range(self._count))
+            self._lanes.setdefault(loop, lanes)
+        self._latest, self._next = ref(loop), cycle(self._lanes[loop])
+        return self._next
 
 
 def _make(options: _Options) -> AbstractConnection:
