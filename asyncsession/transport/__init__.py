@@ -11,7 +11,7 @@ from asyncsession.transport import fake, lanes
 __all__ = ["connect"]
 
 
-def connect(target: Any, lanes_each: int) -> Transport:
+def connect(target: Any, lanes_each: int = 1) -> Transport:
     """Return the transport for a URL or a `redis.asyncio` client; nothing is opened yet.
 
     Args:
