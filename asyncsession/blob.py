@@ -141,7 +141,7 @@ class Log:
         version: how many commits there have been.
         length: bytes of log seen.
         tip: id of the last commit seen.
-        stamp: ms, server clock; when that was.
+        stamp: ms, server clock; when that was, or when the session was last seen since.
         frames: how many frames the log has now.
     """
 

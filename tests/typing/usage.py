@@ -5,8 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, assert_type
 
+from aiohttp import web as web_aiohttp
 from fastapi import FastAPI
 from redis.asyncio import Redis
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 
 from asyncsession import (
     Commit,
@@ -19,7 +23,10 @@ from asyncsession import (
     TooManySessions,
     merge,
 )
+from asyncsession.integrations.aiohttp import get_session, setup
+from asyncsession.integrations.asgi import load_session
 from asyncsession.integrations.fastapi import CurrentSession, SessionMiddleware
+from asyncsession.integrations.headers import Header
 
 
 def longest(base: Any, ours: str, theirs: str) -> str:
@@ -88,6 +95,26 @@ async def updates(session_id: str) -> None:
     await manager.update(session_id, coroutine)
     await manager.update(session_id, lambda session: session.update(a=1))
     await manager.update(session_id, lambda session: session.pop("a", None))
+
+
+async def web(request: Request, aiohttp_request: web_aiohttp.Request) -> None:
+    def on_error(scope: object, error: Exception) -> PlainTextResponse | None:
+        return PlainTextResponse("again", 409) if isinstance(error, SessionConflict) else None
+
+    app = Starlette()
+    app.add_middleware(
+        SessionMiddleware,
+        manager=manager,
+        header=Header(),
+        lazy=True,
+        outage="anonymous",
+        on_error=on_error,
+        watch=None,
+        keep_on_exception=True,
+    )
+    assert_type(await load_session(request), Session)
+    setup(web_aiohttp.Application(), manager, secure=False, outage="anonymous")
+    assert_type(await get_session(aiohttp_request), Session)
 
 
 async def errors(session: Session) -> str:
