@@ -12,10 +12,8 @@ delta that cannot act on what it meets (a number to add, and text is there) leav
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum, IntFlag
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 from asyncsession import operations
@@ -108,17 +106,20 @@ def apply(current: Any, delta: bytes) -> Any:
 
 def fold(chain: Iterable[bytes], start: Any = MISSING) -> Any:
     """Return the value that deltas, oldest first, make of `start`; `MISSING` if they delete it."""
-    value = start
-    for op, run in groupby(chain, itemgetter(0)):
-        deltas = list(run)
-        if op == Op.UNION and len(deltas) > 1:
+    value, deltas, at = start, tuple(chain), 0
+    while at < len(deltas):
+        if deltas[at][0] == _UNION:
+            end = at + 1
+            while end < len(deltas) and deltas[end][0] == _UNION:
+                end += 1
             try:
-                value = operations.reset(value, *(_decode(delta)[1] for delta in deltas))
+                value = operations.reset(value, *(_decode(delta)[1] for delta in deltas[at:end]))
+                at = end
                 continue
             except Unfit:
                 pass  # one of them is; the others are not
-        for delta in deltas:
-            value = apply(value, delta)
+        value = apply(value, deltas[at])
+        at += 1
     return value
 
 
@@ -146,32 +147,25 @@ def review(base: Any, theirs: Any, delta: bytes) -> Review:
 
 def _apply(current: Any, delta: bytes, depth: int) -> Any:
     op, operand = _decode(delta)
-    match op:
-        case Op.SET:
-            return operand
-        case Op.DELETE:
-            return MISSING
-        case Op.CREATE:
-            return operations.create(current, operand)
-        case Op.PATCH:
-            return _patch(current, operand, depth)
-        case Op.LIST:
-            return operations.relist(current, *operand)
-        case Op.UNION:
-            return operations.reset(current, operand)
-        case Op.ADD:
-            amount, base, ours = (*operand, MISSING, MISSING)[:3]
-            return (
-                ours
-                if ours is not MISSING and same(current, base)
-                else operations.add(current, amount)
-            )
-        case Op.MAXIMUM:
-            return operations.greatest(current, operand)
-        case Op.MINIMUM:
-            return operations.least(current, operand)
-        case Op.DISCARD:
-            return operations.discard(current, operand)
+    if op is Op.SET:
+        return operand
+    if op is Op.PATCH:
+        return _patch(current, operand, depth)
+    return _WORK[op](current, operand)
+
+
+def _add(current: Any, operand: list[Any]) -> Any:
+    if len(operand) == 3 and same(current, operand[1]):
+        return operand[2]
+    return operations.add(current, operand[0])
+
+
+def _delete(_current: Any, _operand: Any) -> Any:
+    return MISSING
+
+
+def _relist(current: Any, operand: list[Any]) -> Any:
+    return operations.relist(current, *operand)
 
 
 def _patch(current: Any, parts: dict[Any, bytes], depth: int) -> dict[Any, Any]:
@@ -205,19 +199,16 @@ def _joined(theirs: Any, ours: Any) -> bool:
 
 def _decode(delta: bytes) -> tuple[Op, Any]:
     try:
-        op = Op(delta[0])
-    except (IndexError, ValueError):
+        op = _OPS[delta[0]]
+    except IndexError:
         raise InvalidSessionData(
             "a stored change is of a kind this version does not know"
         ) from None
     operand = MISSING if op is Op.DELETE else unpack(delta[1:])
-    if not _SHAPES.get(op, _anything)(operand):
+    is_fit = _SHAPES.get(op)
+    if is_fit is not None and not is_fit(operand):
         raise InvalidSessionData("a stored change is malformed")
     return op, operand
-
-
-def _anything(_operand: Any) -> bool:
-    return True
 
 
 def _is_patch(operand: Any) -> bool:
@@ -245,7 +236,19 @@ def _is_items(operand: Any) -> bool:
     return isinstance(operand, list)
 
 
+_OPS = tuple(Op)  # by number
+_UNION = int(Op.UNION)
 _REPLACING = (Op.SET, Op.DELETE)
+_WORK: dict[Op, Callable[[Any, Any], Any]] = {
+    Op.DELETE: _delete,
+    Op.CREATE: operations.create,
+    Op.LIST: _relist,
+    Op.UNION: operations.reset,
+    Op.ADD: _add,
+    Op.MAXIMUM: operations.greatest,
+    Op.MINIMUM: operations.least,
+    Op.DISCARD: operations.discard,
+}
 _SHAPES = {
     Op.PATCH: _is_patch,
     Op.LIST: _is_list_change,
