@@ -16,6 +16,7 @@ from asyncsession.errors import (
 )
 from asyncsession.manager import SessionManager
 from asyncsession.session import Session
+from asyncsession.sync import SyncSessionManager
 
 __all__ = [
     "Commit",
@@ -30,6 +31,7 @@ __all__ = [
     "SessionManager",
     "SessionTooLarge",
     "StoreUnavailable",
+    "SyncSessionManager",
     "TooManySessions",
     "merge",
 ]

@@ -60,10 +60,10 @@ from asyncsession.errors import (
 )
 from asyncsession.ids import session_handle
 from asyncsession.machine import COMMIT_WINDOW, Budget, Clock, Settings, give_up, send
-from asyncsession.protocol import Call, Code, Machine, Transport
+from asyncsession.protocol import BlockingTransport, Call, Code, Machine, Transport
 from asyncsession.session import PRINCIPAL, Session
 
-__all__ = ["Source", "TwoStores", "load_through"]
+__all__ = ["BlockingTwoStores", "Source", "TwoStores", "load_through"]
 
 _log = logging.getLogger("asyncsession.migration")
 
@@ -89,6 +89,10 @@ class Source(Protocol):
     @property
     def transport(self) -> Transport:
         """The way to its server."""
+
+    @property
+    def blocking_transport(self) -> BlockingTransport:
+        """The same for a `SyncSessionManager`."""
 
     def is_id(self, peer_id: object) -> bool:
         """Tell whether this has the form of an id of that library's."""
@@ -123,6 +127,21 @@ class TwoStores:
         return await (self._theirs if call.script == "original" else self._ours).call(call)
 
     async def aclose(self) -> None:
+        """Leave both open: they belong to the manager and to the source."""
+
+
+class BlockingTwoStores:
+    """The same on blocking transports."""
+
+    def __init__(self, ours: BlockingTransport, theirs: BlockingTransport) -> None:
+        self._ours = ours
+        self._theirs = theirs
+
+    def call(self, call: Call) -> list[Any]:
+        """Run a script on the server that it is for."""
+        return (self._theirs if call.script == "original" else self._ours).call(call)
+
+    def close(self) -> None:
         """Leave both open: they belong to the manager and to the source."""
 
 

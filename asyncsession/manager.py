@@ -13,12 +13,12 @@ from typing import Any, Literal, Self, TypeVar
 import anyio
 
 from asyncsession import adoption, principals, verbs
-from asyncsession.draft import Commit, Rerun
-from asyncsession.errors import ConfigurationError, SessionConflict
-from asyncsession.machine import MAX_TIMEOUT, Budget, Settings
-from asyncsession.merge import MergeFunction, Policies, Policy, three_way
-from asyncsession.protocol import Group, Lost, Pause, Queue, Refused, Together, Transport
+from asyncsession.draft import Commit
+from asyncsession.errors import ConfigurationError
+from asyncsession.merge import MergeFunction, Policy, three_way
+from asyncsession.protocol import Apply, Group, Lost, Pause, Queue, Refused, Together, Transport
 from asyncsession.session import Session
+from asyncsession.setup import checked_principal, checked_settings
 from asyncsession.transport import connect
 from asyncsession.turns import Turn, Turns
 
@@ -26,9 +26,7 @@ __all__ = ["SessionManager"]
 
 T = TypeVar("T")
 
-_LONGEST = 10 * 365 * 86_400  # seconds; longer is a mistake in the unit
 _MAX_LANES = 64
-_MAX_PRINCIPAL = 1024  # characters
 
 
 class SessionManager:
@@ -72,29 +70,16 @@ class SessionManager:
         when_full: Literal["end_oldest", "refuse"] = "end_oldest",
         lanes: int = 1,
     ) -> None:
-        if not isinstance(prefix, str) or not prefix or set(prefix) & set("{}"):
-            raise ConfigurationError("prefix: a string without braces, and not empty")
-        idle, absolute = (
-            _seconds("idle_timeout", idle_timeout),
-            _seconds("absolute_timeout", absolute_timeout),
-        )
-        if not isinstance(max_bytes, int) or not 256 <= max_bytes <= 2**24:
-            raise ConfigurationError("max_bytes: 256 bytes to 16 MiB")
-        if not 0 < timeout <= MAX_TIMEOUT:
-            raise ConfigurationError(f"timeout: more than 0 and at most {MAX_TIMEOUT:g} seconds")
-        if max_sessions is not None and (type(max_sessions) is not int or max_sessions < 1):
-            raise ConfigurationError("max_sessions: a number from 1, or None for no limit")
-        if when_full not in ("end_oldest", "refuse"):
-            raise ConfigurationError("when_full: 'end_oldest' or 'refuse'")
-        self._settings = Settings(
+        self._settings = checked_settings(
             prefix=prefix,
-            idle_timeout=min(idle, absolute),
-            absolute_timeout=absolute,
+            idle_timeout=idle_timeout,
+            absolute_timeout=absolute_timeout,
+            merge=merge,
+            default_merge=default_merge,
             max_bytes=max_bytes,
             timeout=timeout,
-            policies=Policies(merge or {}, default_merge),
             max_sessions=max_sessions,
-            ends_oldest=when_full == "end_oldest",
+            when_full=when_full,
         )
         if type(lanes) is not int or not 1 <= lanes <= _MAX_LANES:
             raise ConfigurationError(f"lanes: a number from 1 to {_MAX_LANES}")
@@ -177,31 +162,7 @@ class SessionManager:
             SessionConflict: it kept colliding until the deadline.
             What `change`, `load` and `save` raise; nothing is written then.
         """
-        budget = Budget(self._settings.timeout)
-        session = await self.load(session_id)
-        turn: Turn | None = None
-        try:
-            while True:
-                result = change(session)
-                if inspect.isawaitable(result):
-                    await result
-                outcome = await self._drive(verbs.save_serial(self._settings, session))
-                if not isinstance(outcome, Rerun):
-                    return session
-                pause = budget.pause()
-                if pause is None:
-                    raise SessionConflict("others kept changing what the update reads")
-                session = session.restarted(outcome.log)
-                if turn is not None:
-                    await anyio.sleep(pause.seconds)
-                    continue
-                turn = await self._turns.take(session.handle, budget.call_timeout())
-                if turn.has_waited:
-                    latest = await self.load(session.id)
-                    session = session if latest.is_new else latest
-        finally:
-            if turn is not None:
-                turn.end()
+        return await self._drive(verbs.update(self._settings, session_id, change))
 
     async def rotate(self, session: Session) -> Commit:
         """Give a session a new id; unsaved changes are committed in the same step (ASVS 7.2.4).
@@ -266,7 +227,7 @@ class SessionManager:
             StoreUnavailable: Redis could not be reached in time.
         """
         return await self._drive(
-            principals.sessions_of(self._settings, _principal(principal), current)
+            principals.sessions_of(self._settings, checked_principal(principal), current)
         )
 
     async def destroy_all(self, principal: str, *, keep: Session | None = None) -> int:
@@ -283,7 +244,7 @@ class SessionManager:
             StoreUnavailable, CommitOutcomeUnknown: not all could be; call it again.
         """
         return await self._drive(
-            principals.destroy_all(self._settings, _principal(principal), keep)
+            principals.destroy_all(self._settings, checked_principal(principal), keep)
         )
 
     async def aclose(self) -> None:
@@ -317,6 +278,12 @@ class SessionManager:
                     await anyio.sleep(step.seconds)
                     step = machine.send(None)
                     continue
+                if isinstance(step, Apply):
+                    result = step.change(step.session)
+                    if inspect.isawaitable(result):
+                        await result
+                    step = machine.send(None)
+                    continue
                 if isinstance(step, Together):
                     step = machine.send(await self._drive_all(step, transport))
                     continue
@@ -327,8 +294,8 @@ class SessionManager:
                 else:
                     step = machine.send(reply)
         except StopIteration as stop:
-            result: T = stop.value
-            return result
+            returned: T = stop.value
+            return returned
         finally:
             machine.close()
             if turn is not None:
@@ -342,16 +309,3 @@ class SessionManager:
             if isinstance(outcome, BaseException):
                 raise outcome
         return ended
-
-
-def _seconds(name: str, duration: float | timedelta) -> float:
-    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-    if not isinstance(seconds, (int, float)) or not 0.001 <= seconds <= _LONGEST:
-        raise ConfigurationError(f"{name}: seconds or a timedelta, from 1 ms to ten years")
-    return seconds
-
-
-def _principal(principal: str) -> str:
-    if not isinstance(principal, str) or not 0 < len(principal) <= _MAX_PRINCIPAL:
-        raise ConfigurationError(f"principal: a string of 1 to {_MAX_PRINCIPAL} characters")
-    return principal

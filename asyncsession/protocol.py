@@ -1,17 +1,19 @@
 """The words that the commit machine and the transports share.
 
-The machine yields a `Call`, a `Pause` or a `Queue`. Whoever drives it performs that and sends back
-the reply, or throws in how it failed: `Refused` where the server certainly did nothing, `Lost`
-where it may have done it.
+The machine yields a `Call`, a `Pause`, a `Queue` or an `Apply`. Whoever drives it performs that and
+sends back the reply, or throws in how it failed: `Refused` where the server certainly did nothing,
+`Lost` where it may have done it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 __all__ = [
+    "Apply",
+    "BlockingTransport",
     "Call",
     "Code",
     "Group",
@@ -76,6 +78,18 @@ class Queue(NamedTuple):
     seconds: float
 
 
+class Apply(NamedTuple):
+    """Have the application change a session. What it raises ends the machine.
+
+    Attributes:
+        change: a function of the application's. What it returns is awaited where the driver can.
+        session: to call it with.
+    """
+
+    change: Callable[[Any], Any]
+    session: Any
+
+
 class Together(NamedTuple):
     """Carry these machines through, at once or in any order, and send back what they return.
 
@@ -87,7 +101,7 @@ class Together(NamedTuple):
 
 
 Machine: TypeAlias = Generator[Call | Pause | Queue, Any, T]
-Group: TypeAlias = Generator[Call | Pause | Queue | Together, Any, T]
+Group: TypeAlias = Generator[Call | Pause | Queue | Apply | Together, Any, T]
 
 
 class Refused(Exception):
@@ -118,4 +132,19 @@ class Transport(Protocol):
         """
 
     async def aclose(self) -> None:
+        """Close what is open."""
+
+
+class BlockingTransport(Protocol):
+    """Performs calls, and makes the thread wait for the reply."""
+
+    def call(self, call: Call) -> list[Any]:
+        """Run a script and return its reply.
+
+        Raises:
+            Refused: it was certainly not done.
+            Lost: it may have been done.
+        """
+
+    def close(self) -> None:
         """Close what is open."""

@@ -2,20 +2,23 @@
 
 Only commits that somebody else's change can refuse take turns: those of keys with a policy that has
 to see it, and serialisable updates that have met one already. Nothing is held in Redis, and nothing
-depends on a turn: a task that has waited long enough goes on without, and other processes are not
-kept out. A session that nobody else commits to at the moment is free at once.
+depends on a turn: a task or thread that has waited long enough goes on without, and other processes
+are not kept out. A session that nobody else commits to at the moment is free at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from weakref import WeakValueDictionary
 
-__all__ = ["Turn", "Turns"]
+from asyncsession import forks
+
+__all__ = ["ThreadTurns", "Turn", "Turns"]
 
 
 class Turn:
-    """One task's turn at a session.
+    """The turn of one task or thread at a session.
 
     Attributes:
         has_waited: somebody was at it before, so the session has probably changed meanwhile.
@@ -23,7 +26,7 @@ class Turn:
 
     __slots__ = ("_lock", "has_waited")
 
-    def __init__(self, lock: asyncio.Lock | None, has_waited: bool) -> None:
+    def __init__(self, lock: asyncio.Lock | threading.Lock | None, has_waited: bool) -> None:
         self._lock = lock
         self.has_waited = has_waited
 
@@ -54,3 +57,27 @@ class Turns:
         except TimeoutError:
             return Turn(None, has_waited=True)
         return Turn(lock, has_waited)
+
+
+class ThreadTurns:
+    """Who is at which session, among the threads of this process."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def take(self, handle: str, seconds: float) -> Turn:
+        """Wait for a turn at a session, for so many seconds at the most."""
+        if self._forks != forks.count():  # whoever holds a lock may not be there after the fork
+            self._begin()
+        with self._guard:
+            lock = self._locks.get(handle)
+            if lock is None:
+                lock = self._locks[handle] = threading.Lock()
+        if lock.acquire(blocking=False):
+            return Turn(lock, has_waited=False)
+        return Turn(lock if lock.acquire(timeout=seconds) else None, has_waited=True)
+
+    def _begin(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._forks = forks.count()

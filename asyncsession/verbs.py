@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from asyncsession.blob import FORMAT, Kind, Log, head
 from asyncsession.draft import Commit, Rerun
-from asyncsession.errors import CommitOutcomeUnknown, InvalidSessionData, SessionError, SessionGone
+from asyncsession.errors import (
+    CommitOutcomeUnknown,
+    InvalidSessionData,
+    SessionConflict,
+    SessionError,
+    SessionGone,
+)
 from asyncsession.handles import HORIZON, MAGIC, end, follow
 from asyncsession.ids import is_session_id, session_handle, sibling_id
 from asyncsession.machine import Budget, Settings, send
 from asyncsession.principals import joining
-from asyncsession.protocol import Code, Machine
+from asyncsession.protocol import Apply, Code, Group, Machine, Queue
 from asyncsession.session import Session
 
-__all__ = ["destroy", "load", "refresh", "rotate", "save", "save_serial", "touch"]
+__all__ = ["destroy", "load", "refresh", "rotate", "save", "save_serial", "touch", "update"]
 
 T = TypeVar("T")
 
@@ -54,6 +61,34 @@ def save(settings: Settings, session: Session, new_id: str | None = None) -> Mac
 def save_serial(settings: Settings, session: Session) -> Machine[Commit | Rerun]:
     """Commit `session` only if nothing that was read or written in it has changed meanwhile."""
     return _alone(session, joining(settings, session, None, serial=True))
+
+
+def update(
+    settings: Settings, session_id: object, change: Callable[[Session], Any]
+) -> Group[Session]:
+    """Have `change` applied to a session until nobody else has touched what it read or wrote.
+
+    The first collision brings a turn, which is kept to the end.
+    """
+    budget = Budget(settings.timeout)
+    session = yield from load(settings, session_id)
+    has_turn = False
+    while True:
+        yield Apply(change, session)
+        outcome = yield from save_serial(settings, session)
+        if not isinstance(outcome, Rerun):
+            return session
+        pause = budget.pause()
+        if pause is None:
+            raise SessionConflict("others kept changing what the update reads")
+        session = session.restarted(outcome.log)
+        if has_turn:
+            yield pause
+            continue
+        has_turn = True
+        if (yield Queue(session.handle, budget.call_timeout())):
+            latest = yield from load(settings, session.id)
+            session = session if latest.is_new else latest
 
 
 def rotate(settings: Settings, session: Session) -> Machine[Commit]:

@@ -18,7 +18,7 @@ ROOT = Path(asyncsession.__file__).parent
 
 # From the bottom up; a module may import from lower layers, and from those named beside it.
 LAYERS = [
-    {"errors", "scripts", "ids", "protocol"},
+    {"errors", "forks", "scripts", "ids", "protocol"},
     {"values"},
     {"operations"},
     {"delta"},
@@ -30,8 +30,8 @@ LAYERS = [
     {"principals"},
     {"verbs"},
     {"adoption"},
-    {"transport", "turns"},
-    {"manager", "migration"},
+    {"setup", "transport", "turns"},
+    {"manager", "migration", "sync"},
     {"integrations"},
     {"demo"},
     {"cli"},

@@ -6,10 +6,12 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 from asyncsession.errors import ConfigurationError, InvalidSessionData
-from asyncsession.transport import connect
+from asyncsession.protocol import BlockingTransport, Transport
+from asyncsession.transport import connect, connect_blocking, is_blocking
 
 __all__ = ["HEX_ID", "Principal", "Source", "mapping", "read_json"]
 
@@ -18,6 +20,8 @@ Principal = Callable[[Mapping[str, Any]], str | None]
 
 HEX_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
+_CONNECTIONS = 32  # to the other library's server, for threads; each session goes there once
+
 _COOKIE_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,255}", re.ASCII)
 
 
@@ -25,8 +29,9 @@ class Source(ABC):
     """Sessions that another library has stored in Redis. They are read, and never written.
 
     Args:
-        url: the server, as for `SessionManager`: a URL or a `redis.asyncio` client. It need not be
-            the server of the manager.
+        url: the server, as for the manager: a URL; or for a `SessionManager` a `redis.asyncio`
+            client, for a `SyncSessionManager` a `redis.Redis` client. It need not be the server of
+            the manager.
         prefix: what stands before the id in that library's keys.
         cookie_name: of that library's cookie.
         principal: called with what a session holds; whom it belongs to, so that a sign-out
@@ -55,9 +60,23 @@ class Source(ABC):
         if principal is not None and not callable(principal):
             raise ConfigurationError("principal: a function of what a session holds, or None")
         self.cookie_name = cookie_name
-        self.transport = connect(url)
+        self._url = url
+        if is_blocking(url):
+            self.blocking_transport = connect_blocking(url, _CONNECTIONS)
+        else:
+            self.transport = connect(url)
         self._prefix = prefix
         self._principal = principal
+
+    @cached_property
+    def transport(self) -> Transport:
+        """The way to the server, for a `SessionManager`."""
+        return connect(self._url)
+
+    @cached_property
+    def blocking_transport(self) -> BlockingTransport:
+        """The way to the server, for a `SyncSessionManager`."""
+        return connect_blocking(self._url, _CONNECTIONS)
 
     def peer_id(self, cookie_value: bytes) -> str | None:
         """Return the id in that library's cookie; None for what cannot be one.
@@ -104,8 +123,13 @@ class Source(ABC):
         """Close the connection of this event loop; using the source again opens a new one."""
         await self.transport.aclose()
 
+    def close(self) -> None:
+        """Close what a `SyncSessionManager` has used; using the source again opens a new one."""
+        self.blocking_transport.close()
+
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} on {self.transport!r}>"
+        transport = vars(self).get("transport") or self.blocking_transport
+        return f"<{type(self).__name__} on {transport!r}>"
 
     def _unwrap(self, cookie_value: bytes) -> str | None:
         """Return what a cookie holds, without its signature."""

@@ -7,18 +7,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from redis import Redis
 from redis.client import NEVER_DECODE
 from redis.exceptions import NoScriptError, RedisError
 
 from asyncsession.errors import ConfigurationError
-from asyncsession.protocol import Call, Transport
+from asyncsession.protocol import BlockingTransport, Call, Transport
 from asyncsession.scripts import SCRIPTS
 from asyncsession.transport.faults import after_sending
 
 if TYPE_CHECKING:
     from fakeredis import FakeServer
 
-__all__ = ["FakeTransport", "is_fake", "of_client", "of_url"]
+__all__ = [
+    "BlockingFakeTransport",
+    "FakeTransport",
+    "blocking_of_client",
+    "blocking_of_url",
+    "is_fake",
+    "of_client",
+    "of_url",
+]
+
+_RAW: dict[str, Any] = {NEVER_DECODE: True}
 
 _servers: dict[str, FakeServer] = {}
 """By the name in `memory://name`, so that the managers of one process share them."""
@@ -40,14 +51,45 @@ def of_url(url: str) -> Transport:
     Raises:
         ConfigurationError: fakeredis is not installed.
     """
+    server = _server(url)
+    from fakeredis import FakeAsyncRedis
+
+    return FakeTransport(FakeAsyncRedis(server=server), owned=True)
+
+
+def blocking_of_client(client: Any) -> BlockingTransport:
+    """Return a blocking transport on a client of fakeredis.
+
+    Raises:
+        ConfigurationError: it is a client for asyncio.
+    """
+    if not isinstance(client, Redis):
+        raise ConfigurationError(
+            f"a store is a URL or a redis.Redis client, not {type(client).__qualname__}"
+        )
+    return BlockingFakeTransport(client, owned=False)
+
+
+def blocking_of_url(url: str) -> BlockingTransport:
+    """Return a blocking transport on the server that `memory://name` names.
+
+    Raises:
+        ConfigurationError: fakeredis is not installed.
+    """
+    server = _server(url)
+    from fakeredis import FakeRedis
+
+    return BlockingFakeTransport(FakeRedis(server=server), owned=True)
+
+
+def _server(url: str) -> FakeServer:
     try:
-        from fakeredis import FakeAsyncRedis, FakeServer  # an optional extra
+        from fakeredis import FakeServer  # an optional extra
     except ImportError:
         raise ConfigurationError(
             "memory:// needs fakeredis: pip install 'asyncsession[memory]'"
         ) from None
-    server = _servers.setdefault(url.partition("://")[2], FakeServer())
-    return FakeTransport(FakeAsyncRedis(server=server), owned=True)
+    return _servers.setdefault(url.partition("://")[2], FakeServer())
 
 
 class FakeTransport:
@@ -59,16 +101,16 @@ class FakeTransport:
 
     async def call(self, call: Call) -> list[Any]:
         """Run a script and return its reply."""
-        script = SCRIPTS[call.script]
-        arguments = (len(call.keys), *call.keys, *call.args)
-        raw: dict[str, Any] = {NEVER_DECODE: True}
+        script, arguments = SCRIPTS[call.script], _arguments(call)
         try:
             try:
                 reply: list[Any] = await self._client.execute_command(
-                    "EVALSHA", script.sha, *arguments, **raw
+                    "EVALSHA", script.sha, *arguments, **_RAW
                 )
             except NoScriptError:
-                reply = await self._client.execute_command("EVAL", script.source, *arguments, **raw)
+                reply = await self._client.execute_command(
+                    "EVAL", script.source, *arguments, **_RAW
+                )
         except RedisError as error:
             raise after_sending(error) from error
         return reply
@@ -80,3 +122,37 @@ class FakeTransport:
 
     def __repr__(self) -> str:
         return "fakeredis"
+
+
+class BlockingFakeTransport:
+    """Calls on a blocking client of fakeredis."""
+
+    def __init__(self, client: Any, *, owned: bool) -> None:
+        self._client = client
+        self._owned = owned
+
+    def call(self, call: Call) -> list[Any]:
+        """Run a script and return its reply."""
+        script, arguments = SCRIPTS[call.script], _arguments(call)
+        try:
+            try:
+                reply: list[Any] = self._client.execute_command(
+                    "EVALSHA", script.sha, *arguments, **_RAW
+                )
+            except NoScriptError:
+                reply = self._client.execute_command("EVAL", script.source, *arguments, **_RAW)
+        except RedisError as error:
+            raise after_sending(error) from error
+        return reply
+
+    def close(self) -> None:
+        """Close the client if it is ours."""
+        if self._owned:
+            self._client.close()
+
+    def __repr__(self) -> str:
+        return "fakeredis"
+
+
+def _arguments(call: Call) -> tuple[bytes | str | int, ...]:
+    return (len(call.keys), *call.keys, *call.args)

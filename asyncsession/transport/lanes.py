@@ -7,10 +7,8 @@ while a reply may still be on its way.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from itertools import chain, cycle
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -21,27 +19,21 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.driver_info import DriverInfo
 from redis.exceptions import NoScriptError, RedisError
 
+from asyncsession import forks
 from asyncsession.errors import ConfigurationError
 from asyncsession.protocol import Call, Transport
 from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
 from asyncsession.transport.faults import after_sending
 from asyncsession.transport.lane import Lane
+from asyncsession.transport.options import Options, for_connection, read_url
 
 __all__ = ["LaneTransport", "of_client", "of_embedded", "of_url"]
 
-# For CLIENT LIST. Made once: redis-py would look its version up on disk for each connection.
-_DRIVER = DriverInfo().add_upstream_driver("asyncsession", version("asyncsession"))
-
 _inherited: list[Lane] = []
 """Lanes of a parent process. Collecting them would close sockets and poll sets that are its own."""
-
-_forks = 0  # how many there were between the first process and this one
-
-_Options = dict[str, Any]
 
 
 def of_url(url: str, count: int) -> Transport:
@@ -50,13 +42,7 @@ def of_url(url: str, count: int) -> Transport:
     Raises:
         ConfigurationError: redis-py does not understand it.
     """
-    try:
-        options = dict(parse_url(url))
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(
-            f"redis-py cannot read the URL of the store ({type(error).__name__}): check its port,"
-            " database and options; special characters of a password are percent-encoded"
-        ) from None
+    options = read_url(url, parse_url)
     return LaneTransport(_fixed(options), count)
 
 
@@ -64,7 +50,7 @@ def of_embedded(url: str, count: int) -> Transport:
     """Return the transport for the server of this process that `embedded://name` names."""
     name = url.partition("://")[2]
 
-    async def options() -> _Options:
+    async def options() -> Options:
         path = await anyio.to_thread.run_sync(embedded.socket_path, name)
         return {"connection_class": UnixDomainSocketConnection, "path": path}
 
@@ -88,8 +74,8 @@ def of_client(client: Any, count: int) -> Transport:
     return LaneTransport(_fixed(options), count)
 
 
-def _fixed(options: _Options) -> Callable[[], Awaitable[_Options]]:
-    async def later() -> _Options:
+def _fixed(options: Options) -> Callable[[], Awaitable[Options]]:
+    async def later() -> Options:
         return options
 
     return later
@@ -103,20 +89,20 @@ class LaneTransport:
         count: lanes for each event loop.
     """
 
-    def __init__(self, options: Callable[[], Awaitable[_Options]], count: int) -> None:
+    def __init__(self, options: Callable[[], Awaitable[Options]], count: int) -> None:
         self._options = options
         self._count = count
         self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Lane, ...]] = (
             WeakKeyDictionary()
         )
-        self._forks = _forks
+        self._forks = forks.count()
         self._latest: Callable[[], asyncio.AbstractEventLoop | None] = _nothing
         self._next: Iterator[Lane] | None = None  # of the latest loop, nearly always the only one
 
     async def call(self, call: Call) -> list[Any]:
         """Run a script and return its reply."""
         lanes = self._next
-        if lanes is None or self._latest() is not _running_loop() or self._forks != _forks:
+        if lanes is None or self._latest() is not _running_loop() or self._forks != forks.count():
             lanes = await self._lanes_of(_running_loop())
         lane = next(lanes)
         script = SCRIPTS[call.script]
@@ -141,9 +127,9 @@ class LaneTransport:
         return "redis"
 
     async def _lanes_of(self, loop: asyncio.AbstractEventLoop) -> Iterator[Lane]:
-        if self._forks != _forks:
+        if self._forks != forks.count():
             _inherited.extend(chain.from_iterable(self._lanes.values()))
-            self._lanes, self._forks = WeakKeyDictionary(), _forks
+            self._lanes, self._forks = WeakKeyDictionary(), forks.count()
         if loop not in self._lanes:
             for ended in [other for other in self._lanes if other.is_closed()]:
                 del self._lanes[ended]  # a lane keeps its loop alive, and nobody closes it any more
@@ -154,17 +140,14 @@ class LaneTransport:
         return self._next
 
 
-def _make(options: _Options) -> AbstractConnection:
-    """Return a new connection: with no retries, and no RESP3."""
-    # Replays are ours to decide; on RESP3 redis-py can't tell an unread reply from a push.
-    own: _Options = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
-    # With it redis-py sends under `asyncio.wait_for`, which before Python 3.12 may swallow the
-    # cancellation that ends a call's patience. That patience bounds sending and reading already.
-    own["socket_timeout"] = None
-    merged: _Options = {"driver_info": _DRIVER, **options, **own}
-    merged.pop("max_connections", None)
-    kind: type[AbstractConnection] = merged.pop("connection_class", Connection)
-    return kind(**merged)
+def _make(options: Options) -> AbstractConnection:
+    """Return a new connection."""
+    # With a socket_timeout redis-py sends under `asyncio.wait_for`, which before Python 3.12 may
+    # swallow the cancellation that ends a call's patience. That patience bounds sending and reading
+    # already.
+    own = for_connection(options, retry=Retry(NoBackoff(), 0), socket_timeout=None)
+    kind: type[AbstractConnection] = own.pop("connection_class", Connection)
+    return kind(**own)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
@@ -178,11 +161,3 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 def _nothing() -> None:
     return None
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)

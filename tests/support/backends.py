@@ -11,14 +11,17 @@ from typing import Any
 import fakeredis
 from redis.asyncio import Redis
 
-from asyncsession import SessionManager
+from asyncsession import SessionManager, SyncSessionManager
 from asyncsession.transport import embedded, fake
 from support.servers import Server
+from support.threads import InThreads
 
-__all__ = ["BACKENDS", "REAL", "Backend", "open_backend"]
+__all__ = ["BACKENDS", "REAL", "SYNC", "Backend", "open_backend"]
 
+SYNC_MARK = "sync-"  # the same store behind a `SyncSessionManager`, one thread for each call
 REAL = ("embedded", "valkey9", "redis8", "redis-system")
 BACKENDS = ("memory", *REAL)
+SYNC = tuple(f"{SYNC_MARK}{name}" for name in BACKENDS)
 
 fakeredis.FakeRedis().ping()  # the first one reads tables from disk, which would block the loop
 
@@ -27,7 +30,7 @@ class Backend:
     """One store, and a prefix of the test's own in it.
 
     Attributes:
-        name: as in `BACKENDS`.
+        name: as in `BACKENDS` or `SYNC`.
         prefix: of every key of the test.
         redis: a plain client, to look at what is stored.
         port: of the server, where it has one.
@@ -43,9 +46,14 @@ class Backend:
 
     def manager(self, url: str | None = None, **options: Any) -> SessionManager:
         """Return a manager on this store; it is closed when the test ends."""
-        manager = SessionManager(url or self.url, **({"prefix": self.prefix} | options))
+        options = {"prefix": self.prefix} | options
+        manager: Any
+        if self.name.startswith(SYNC_MARK):
+            manager = InThreads(SyncSessionManager(url or self.url, **options))
+        else:
+            manager = SessionManager(url or self.url, **options)
         self._managers.append(manager)
-        return manager
+        return manager  # type: ignore[no-any-return]  # the facade has the same verbs
 
     async def keys(self) -> list[bytes]:
         """Return the test's keys."""
@@ -61,19 +69,20 @@ class Backend:
 
 @asynccontextmanager
 async def open_backend(name: str, get_server: Callable[[str], Server]) -> AsyncIterator[Backend]:
-    """Open a store by its name in `BACKENDS`; skip the test if this machine lacks it."""
+    """Open a store by its name in `BACKENDS` or `SYNC`; skip the test if this machine lacks it."""
     port = None
     redis: Any
-    if name == "memory":
+    kind = name.removeprefix(SYNC_MARK)
+    if kind == "memory":
         url = f"memory://{uuid.uuid4().hex}"
         fake.of_url(url)
         redis = fakeredis.FakeAsyncRedis(server=fake._servers[url.partition("://")[2]])
-    elif name == "embedded":
+    elif kind == "embedded":
         url = "embedded://conformance"
         path = await asyncio.to_thread(embedded.socket_path, "conformance")
         redis = Redis(unix_socket_path=path)
     else:
-        server = await asyncio.to_thread(get_server, name)
+        server = await asyncio.to_thread(get_server, kind)
         url, port = server.url, server.port
         redis = Redis.from_url(url)
     backend = Backend(name, url, redis, port)

@@ -1,0 +1,230 @@
+"""Calls that make the thread wait: a small pool of redis-py's blocking connections.
+
+- A connection carries one call at a time. Whoever takes it out has read the whole reply before
+  putting it back; whatever comes in between (silence, a signal, a greenlet that is killed) closes
+  it, so nobody is handed the answer to another's question.
+- A call waits for a free connection no longer than for its reply. An idle connection that the
+  server has closed, or that holds something unasked for, is never used again.
+- A forked child starts with an empty pool. Nothing runs in the background, and there is no event
+  loop: only `threading` and `socket`, so gevent may patch both.
+- Addresses, TLS, authentication and the protocol are redis-py's; commands are packed by hiredis.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import hiredis
+from redis import Connection, ConnectionPool, Redis, UnixDomainSocketConnection
+from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection, parse_url
+from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, ResponseError
+from redis.retry import Retry
+from redis.sentinel import SentinelConnectionPool
+
+from asyncsession import forks
+from asyncsession.errors import ConfigurationError
+from asyncsession.protocol import BlockingTransport, Call, Refused
+from asyncsession.scripts import SCRIPTS
+from asyncsession.transport import embedded
+from asyncsession.transport.faults import BROKEN, after_sending, before_sending
+from asyncsession.transport.options import Options, for_connection, read_url
+
+__all__ = ["PoolTransport", "of_client", "of_embedded", "of_url"]
+
+_ERROR_REPLIES = (ResponseError, BusyLoadingError)  # the connection is as good as before
+_SHORTEST = 0.001  # seconds; to a socket, 0 would mean not to wait at all
+
+_POOL_ONLY = ("maint", "orig_", "oss_")
+"""What pools tell their connections about notifications of maintenance, which come on RESP3 alone.
+They lead back to the pool that a connection was made for."""
+
+Word = bytes | str | int
+
+
+def of_url(url: str, size: int) -> BlockingTransport:
+    """Return the transport for a URL of redis-py's kind, with so many connections at the most.
+
+    Raises:
+        ConfigurationError: redis-py does not understand it.
+    """
+    options = read_url(url, parse_url)
+    return PoolTransport(lambda: options, size)
+
+
+def of_embedded(url: str, size: int) -> BlockingTransport:
+    """Return the transport for the server of this process that `embedded://name` names."""
+    name = url.partition("://")[2]
+
+    def options() -> Options:
+        path = embedded.socket_path(name)
+        return {"connection_class": UnixDomainSocketConnection, "path": path}
+
+    return PoolTransport(options, size)
+
+
+def of_client(client: Any, size: int) -> BlockingTransport:
+    """Return a transport that connects as `client` does, on connections of its own.
+
+    Raises:
+        ConfigurationError: not a `redis.Redis`, or one that asks Sentinel.
+    """
+    pool = getattr(client, "connection_pool", None)
+    if not isinstance(client, Redis) or not isinstance(pool, ConnectionPool):
+        raise ConfigurationError(
+            f"a store is a URL or a redis.Redis client, not {type(client).__qualname__}"
+        )
+    if isinstance(pool, SentinelConnectionPool):
+        raise ConfigurationError("clients that ask Sentinel are not supported yet")
+    given = pool.connection_kwargs | {"connection_class": pool.connection_class}
+    options = {name: value for name, value in given.items() if not name.startswith(_POOL_ONLY)}
+    return PoolTransport(lambda: options, size)
+
+
+class PoolTransport:
+    """Calls on connections that are lent to one thread at a time.
+
+    Args:
+        options: returns redis-py's connection options; asked before each connection.
+        size: how many connections there are at the most.
+    """
+
+    def __init__(self, options: Callable[[], Options], size: int) -> None:
+        self._options = options
+        self._size = size
+        self._pool = _Pool(options, size)
+
+    def call(self, call: Call) -> list[Any]:
+        """Run a script and return its reply."""
+        pool = self._pool
+        if pool.forks != forks.count():
+            pool = self._pool = _Pool(self._options, self._size)
+        script = SCRIPTS[call.script]
+        keys, args, patience = call.keys, call.args, call.timeout
+        reply: list[Any]
+        try:
+            try:
+                reply = pool.call(("EVALSHA", script.sha, len(keys), *keys, *args), patience)
+            except NoScriptError:
+                reply = pool.call(("EVAL", script.source, len(keys), *keys, *args), patience)
+        except _ERROR_REPLIES as error:
+            raise after_sending(error) from error
+        return reply
+
+    def close(self) -> None:
+        """Close the connections, those in use after their call; another call opens new ones."""
+        pool, self._pool = self._pool, _Pool(self._options, self._size)
+        pool.close()
+
+    def __repr__(self) -> str:
+        return "redis"
+
+
+class _Pool:
+    """Connections of one process.
+
+    Attributes:
+        forks: of the process that it belongs to.
+    """
+
+    def __init__(self, options: Callable[[], Options], size: int) -> None:
+        self.forks = forks.count()
+        self._options = options
+        self._size = size
+        self._free = threading.Semaphore(size)
+        self._idle: deque[AbstractConnection] = deque()  # the last one used is the next
+        self._is_closed = False
+
+    def call(self, command: tuple[Word, ...], patience: float) -> Any:
+        """Send a command and return its reply, or raise the error that it is."""
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
+        ends = time.monotonic() + patience
+        if not self._free.acquire(timeout=patience):
+            raise Refused(f"all {self._size} connections are in use", passing=True)
+        try:
+            return self._exchange(packed, ends)
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Close what is idle, and what is in use when it is put back."""
+        self._is_closed = True
+        if self.forks == forks.count():
+            while (connection := self._take()) is not None:
+                _hang_up(connection)
+
+    def _exchange(self, packed: bytes, ends: float) -> Any:
+        connection = self._usable() or self._connected(_left(ends))
+        is_clean = False
+        try:
+            # It bounds what is sent as well as what is read.
+            connection.update_current_socket_timeout(_left(ends))
+            connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
+            reply = connection.read_response(disable_decoding=True, disconnect_on_error=False)
+            is_clean = True
+        except _ERROR_REPLIES as error:
+            # Of a replica, the address may lead elsewhere by now.
+            is_clean = not isinstance(error, ReadOnlyError)
+            raise
+        except BROKEN as error:
+            raise after_sending(error) from error
+        finally:
+            if is_clean:
+                self._put_back(connection)
+            else:
+                _hang_up(connection)
+        return reply
+
+    def _usable(self) -> AbstractConnection | None:
+        """Return an idle connection on which nothing waits to be read, not even its end."""
+        while (connection := self._take()) is not None:
+            with suppress(*BROKEN):
+                if not connection.can_read():
+                    return connection
+            _hang_up(connection)
+        return None
+
+    def _connected(self, seconds: float) -> AbstractConnection:
+        connection = _make(self._options())
+        connection.socket_timeout = seconds
+        allowed = connection.socket_connect_timeout
+        connection.socket_connect_timeout = min(seconds, allowed) if allowed else seconds
+        try:
+            connection.connect()  # type: ignore[no-untyped-call]
+        except BROKEN as error:
+            raise before_sending(error) from error
+        except BaseException:
+            _hang_up(connection)
+            raise
+        return connection
+
+    def _take(self) -> AbstractConnection | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _put_back(self, connection: AbstractConnection) -> None:
+        self._idle.append(connection)
+        if self._is_closed:
+            self.close()
+
+
+def _make(options: Options) -> AbstractConnection:
+    """Return a new connection, not connected yet."""
+    own = for_connection(options, retry=Retry(NoBackoff(), 0))
+    kind: type[AbstractConnection] = own.pop("connection_class", Connection)
+    return kind(**own)
+
+
+def _hang_up(connection: AbstractConnection) -> None:
+    connection.disconnect()  # type: ignore[no-untyped-call]
+
+
+def _left(ends: float) -> float:
+    return max(ends - time.monotonic(), _SHORTEST)

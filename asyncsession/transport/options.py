@@ -1,0 +1,51 @@
+"""The options of redis-py's connections: read from a URL, and with what has to be ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from redis.driver_info import DriverInfo
+
+from asyncsession.errors import ConfigurationError
+
+__all__ = ["Options", "for_connection", "read_url"]
+
+Options = dict[str, Any]
+
+# For CLIENT LIST. Made once: redis-py would look its version up on disk for each connection.
+_DRIVER = DriverInfo().add_upstream_driver("asyncsession", version("asyncsession"))
+
+
+def read_url(url: str, parse: Callable[[str], Mapping[str, Any]]) -> Options:
+    """Return the options that a URL of redis-py's kind holds.
+
+    Args:
+        url: the URL.
+        parse: redis-py's own function, that for asyncio or the other one.
+
+    Raises:
+        ConfigurationError: redis-py does not understand it.
+    """
+    try:
+        return dict(parse(url))
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"redis-py cannot read the URL of the store ({type(error).__name__}): check its port,"
+            " database and options; special characters of a password are percent-encoded"
+        ) from None
+
+
+def for_connection(given: Options, **own: Any) -> Options:
+    """Return the options for one connection: without those of pools, and never RESP3.
+
+    On RESP3 redis-py can't tell an unread reply from a push.
+
+    Args:
+        given: by the user, `connection_class` among them.
+        own: what has to be so, such as no retries: replays are ours to decide.
+    """
+    merged: Options = {"driver_info": _DRIVER, **given, "protocol": 2, **own}
+    merged.pop("max_connections", None)
+    return merged

@@ -1,0 +1,79 @@
+"""A blocking manager for tests that await: each verb runs in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from asyncsession import Commit, Session, SyncSessionManager
+
+__all__ = ["InThreads"]
+
+
+class InThreads:
+    """The verbs of `SessionManager`, done by a `SyncSessionManager`."""
+
+    def __init__(self, manager: SyncSessionManager) -> None:
+        self.blocking = manager
+
+    async def load(self, session_id: str | None = None) -> Session:
+        return await asyncio.to_thread(self.blocking.load, session_id)
+
+    async def load_through(self, source: Any, peer_id: str | None) -> Session:
+        return await asyncio.to_thread(self.blocking.load_through, source, peer_id)
+
+    async def save(self, session: Session) -> Commit:
+        return await asyncio.to_thread(self.blocking.save, session)
+
+    @asynccontextmanager
+    async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
+        block = self.blocking.session(session_id)
+        session = await asyncio.to_thread(block.__enter__)
+        try:
+            yield session
+        except BaseException:
+            if not await asyncio.to_thread(block.__exit__, *sys.exc_info()):
+                raise
+        else:
+            await asyncio.to_thread(block.__exit__, None, None, None)
+
+    async def update(self, session_id: str | None, change: Callable[[Session], Any]) -> Session:
+        loop = asyncio.get_running_loop()
+
+        def plain(session: Session) -> None:
+            result = change(session)
+            if inspect.iscoroutine(result):
+                asyncio.run_coroutine_threadsafe(result, loop).result()
+
+        return await asyncio.to_thread(self.blocking.update, session_id, plain)
+
+    async def rotate(self, session: Session) -> Commit:
+        return await asyncio.to_thread(self.blocking.rotate, session)
+
+    async def refresh(self, session: Session) -> None:
+        await asyncio.to_thread(self.blocking.refresh, session)
+
+    async def touch(self, session: Session) -> None:
+        await asyncio.to_thread(self.blocking.touch, session)
+
+    async def destroy(self, session: Session | str) -> None:
+        await asyncio.to_thread(self.blocking.destroy, session)
+
+    async def sessions_of(self, principal: str, *, current: Session | None = None) -> list[Session]:
+        return await asyncio.to_thread(self.blocking.sessions_of, principal, current=current)
+
+    async def destroy_all(self, principal: str, *, keep: Session | None = None) -> int:
+        return await asyncio.to_thread(self.blocking.destroy_all, principal, keep=keep)
+
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self.blocking.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *details: object) -> None:
+        await self.aclose()
