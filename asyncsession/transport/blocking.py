@@ -6,13 +6,13 @@
 - A call waits for a free connection no longer than for its reply. An idle connection that the
   server has closed, or that holds something unasked for, is never used again.
 - A forked child starts with an empty pool. Nothing runs in the background, and there is no event
-  loop: only `threading` and `socket`, so gevent may patch both.
+  loop: only queues and sockets, so gevent may patch both.
 - Addresses, TLS, authentication and the protocol are redis-py's; commands are packed by hiredis.
 """
 
 from __future__ import annotations
 
-import threading
+import queue
 import time
 from collections import deque
 from collections.abc import Callable
@@ -136,7 +136,11 @@ class _Pool:
         self.forks = forks.count()
         self._options = options
         self._size = size
-        self._free = threading.Semaphore(size)
+        # A token for each call that may be under way. To put one into this kind of queue never
+        # blocks, so nothing that ends a thread or greenlet early can keep it from coming back.
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(size):
+            self._free.put(None)
         self._idle: deque[AbstractConnection] = deque()  # the last one used is the next
         self._is_closed = False
 
@@ -144,12 +148,15 @@ class _Pool:
         """Send a command and return its reply, or raise the error that it is."""
         packed = hiredis.pack_command(command)  # type: ignore[arg-type]
         ends = time.monotonic() + patience
-        if not self._free.acquire(timeout=patience):
-            raise Refused(f"all {self._size} connections are in use", passing=True)
+        try:
+            self._free.get(timeout=patience)
+        except queue.Empty:
+            reason = f"all connections are in use ({self._size})"
+            raise Refused(reason, passing=True) from None
         try:
             return self._exchange(packed, ends)
         finally:
-            self._free.release()
+            self._free.put(None)
 
     def close(self) -> None:
         """Close what is idle, and what is in use when it is put back."""

@@ -6,12 +6,18 @@ import asyncio
 import inspect
 import sys
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, TypeVar
 
 from asyncsession import Commit, Session, SyncSessionManager
 
 __all__ = ["InThreads"]
+
+T = TypeVar("T")
+
+_THREADS = 32
 
 
 class InThreads:
@@ -19,27 +25,28 @@ class InThreads:
 
     def __init__(self, manager: SyncSessionManager) -> None:
         self.blocking = manager
+        self._threads = ThreadPoolExecutor(_THREADS)
 
     async def load(self, session_id: str | None = None) -> Session:
-        return await asyncio.to_thread(self.blocking.load, session_id)
+        return await self._run(self.blocking.load, session_id)
 
     async def load_through(self, source: Any, peer_id: str | None) -> Session:
-        return await asyncio.to_thread(self.blocking.load_through, source, peer_id)
+        return await self._run(self.blocking.load_through, source, peer_id)
 
     async def save(self, session: Session) -> Commit:
-        return await asyncio.to_thread(self.blocking.save, session)
+        return await self._run(self.blocking.save, session)
 
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
         block = self.blocking.session(session_id)
-        session = await asyncio.to_thread(block.__enter__)
+        session = await self._run(block.__enter__)
         try:
             yield session
         except BaseException:
-            if not await asyncio.to_thread(block.__exit__, *sys.exc_info()):
+            if not await self._run(block.__exit__, *sys.exc_info()):
                 raise
         else:
-            await asyncio.to_thread(block.__exit__, None, None, None)
+            await self._run(block.__exit__, None, None, None)
 
     async def update(self, session_id: str | None, change: Callable[[Session], Any]) -> Session:
         loop = asyncio.get_running_loop()
@@ -49,28 +56,33 @@ class InThreads:
             if inspect.iscoroutine(result):
                 asyncio.run_coroutine_threadsafe(result, loop).result()
 
-        return await asyncio.to_thread(self.blocking.update, session_id, plain)
+        return await self._run(self.blocking.update, session_id, plain)
 
     async def rotate(self, session: Session) -> Commit:
-        return await asyncio.to_thread(self.blocking.rotate, session)
+        return await self._run(self.blocking.rotate, session)
 
     async def refresh(self, session: Session) -> None:
-        await asyncio.to_thread(self.blocking.refresh, session)
+        await self._run(self.blocking.refresh, session)
 
     async def touch(self, session: Session) -> None:
-        await asyncio.to_thread(self.blocking.touch, session)
+        await self._run(self.blocking.touch, session)
 
     async def destroy(self, session: Session | str) -> None:
-        await asyncio.to_thread(self.blocking.destroy, session)
+        await self._run(self.blocking.destroy, session)
 
     async def sessions_of(self, principal: str, *, current: Session | None = None) -> list[Session]:
-        return await asyncio.to_thread(self.blocking.sessions_of, principal, current=current)
+        return await self._run(partial(self.blocking.sessions_of, principal, current=current))
 
     async def destroy_all(self, principal: str, *, keep: Session | None = None) -> int:
-        return await asyncio.to_thread(self.blocking.destroy_all, principal, keep=keep)
+        return await self._run(partial(self.blocking.destroy_all, principal, keep=keep))
 
     async def aclose(self) -> None:
-        await asyncio.to_thread(self.blocking.close)
+        await self._run(self.blocking.close)
+        self._threads.shutdown(wait=False)  # they have nothing left to do
+        self._threads = ThreadPoolExecutor(_THREADS)
+
+    async def _run(self, verb: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, verb, *args)
 
     async def __aenter__(self) -> Self:
         return self
