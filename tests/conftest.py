@@ -32,7 +32,14 @@ def get_server() -> Iterator[Callable[[str], Server]]:
         server.close()
 
 
-@pytest.fixture(params=BACKENDS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests on every store, and those of a module with `STORES` on what that names."""
+    if "backend" in metafunc.fixturenames:
+        stores = getattr(metafunc.module, "STORES", BACKENDS)
+        metafunc.parametrize("backend", stores, indirect=True)
+
+
+@pytest.fixture
 async def backend(
     request: pytest.FixtureRequest, get_server: Callable[[str], Server]
 ) -> AsyncIterator[Backend]:

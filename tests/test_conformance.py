@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from support.backends import BACKENDS, SYNC, Backend, open_backend
-from support.servers import Server
+from support.backends import EITHER, Backend
 
 from asyncsession import (
     InvalidSessionData,
@@ -24,6 +22,8 @@ from asyncsession import (
     merge,
 )
 from asyncsession.ids import new_id, store_key
+
+STORES = EITHER
 
 EVERY_TYPE: dict[str, Any] = {
     "none": None,
@@ -46,15 +46,6 @@ EVERY_TYPE: dict[str, Any] = {
     "decimal": Decimal("1.10"),
     "uuid": uuid.UUID(int=42),
 }
-
-
-@pytest.fixture(params=[*BACKENDS, *SYNC])
-async def backend(
-    request: pytest.FixtureRequest, get_server: Callable[[str], Server]
-) -> AsyncIterator[Backend]:
-    """Every store in turn, behind either manager."""
-    async with open_backend(request.param, get_server) as opened:
-        yield opened
 
 
 async def stored(backend: Backend, **values: Any) -> Session:

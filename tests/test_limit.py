@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from support.backends import Backend
+from support.backends import EITHER, Backend
 from support.proxy import Fault, FaultProxy, is_script
 
 from asyncsession import (
@@ -24,6 +24,7 @@ from asyncsession import (
 from asyncsession.ids import index_key, new_id, store_key
 from asyncsession.scripts import SCRIPTS
 
+STORES = EITHER
 USER = "user:42"
 POLICIES = ["refuse", "end_oldest"]
 

@@ -16,12 +16,12 @@ from asyncsession.transport import embedded, fake
 from support.servers import Server
 from support.threads import InThreads
 
-__all__ = ["BACKENDS", "REAL", "SYNC", "Backend", "open_backend"]
+__all__ = ["BACKENDS", "EITHER", "REAL", "Backend", "open_backend"]
 
 SYNC_MARK = "sync-"  # the same store behind a `SyncSessionManager`, one thread for each call
 REAL = ("embedded", "valkey9", "redis8", "redis-system")
 BACKENDS = ("memory", *REAL)
-SYNC = tuple(f"{SYNC_MARK}{name}" for name in BACKENDS)
+EITHER = (*BACKENDS, *(f"{SYNC_MARK}{name}" for name in BACKENDS))
 
 fakeredis.FakeRedis().ping()  # the first one reads tables from disk, which would block the loop
 
@@ -30,7 +30,7 @@ class Backend:
     """One store, and a prefix of the test's own in it.
 
     Attributes:
-        name: as in `BACKENDS` or `SYNC`.
+        name: as in `EITHER`.
         prefix: of every key of the test.
         redis: a plain client, to look at what is stored.
         port: of the server, where it has one.
@@ -69,7 +69,7 @@ class Backend:
 
 @asynccontextmanager
 async def open_backend(name: str, get_server: Callable[[str], Server]) -> AsyncIterator[Backend]:
-    """Open a store by its name in `BACKENDS` or `SYNC`; skip the test if this machine lacks it."""
+    """Open a store by its name in `EITHER`; skip the test if this machine lacks it."""
     port = None
     redis: Any
     kind = name.removeprefix(SYNC_MARK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -83,6 +84,7 @@ class Theirs:
     async def aclose(self) -> None:
         for source in self._sources:
             await source.aclose()
+            await asyncio.to_thread(source.close)
 
 
 @asynccontextmanager

@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from asyncsession import Commit, Session, SyncSessionManager
+from asyncsession.machine import Settings
+from asyncsession.protocol import BlockingTransport, Call, Transport
 
 __all__ = ["InThreads"]
 
@@ -20,12 +22,54 @@ T = TypeVar("T")
 _THREADS = 32
 
 
+class Awaited:
+    """A blocking transport as one to be awaited."""
+
+    def __init__(self, transport: BlockingTransport) -> None:
+        self.blocking = transport
+
+    async def call(self, call: Call) -> list[Any]:
+        return await asyncio.to_thread(self.blocking.call, call)
+
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self.blocking.close)
+
+
+class Waiting:
+    """The reverse: a transport to be awaited, on this event loop, for a thread to wait for."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+
+    def call(self, call: Call) -> list[Any]:
+        called = self._transport.call(call)
+        return asyncio.run_coroutine_threadsafe(called, self._loop).result()
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._transport.aclose(), self._loop).result()
+
+
 class InThreads:
     """The verbs of `SessionManager`, done by a `SyncSessionManager`."""
 
     def __init__(self, manager: SyncSessionManager) -> None:
         self.blocking = manager
         self._threads = ThreadPoolExecutor(_THREADS)
+
+    @property
+    def _settings(self) -> Settings:
+        return self.blocking._settings
+
+    @property
+    def _transport(self) -> Transport:
+        return Awaited(self.blocking._transport)
+
+    @_transport.setter
+    def _transport(self, transport: Transport) -> None:
+        self.blocking._transport = (
+            transport.blocking if isinstance(transport, Awaited) else Waiting(transport)
+        )
 
     async def load(self, session_id: str | None = None) -> Session:
         return await self._run(self.blocking.load, session_id)
