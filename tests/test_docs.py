@@ -15,7 +15,7 @@ from support.backends import Backend
 from support.servers import Server
 from support.web import connect, serve
 
-from asyncsession import Commit, SessionManager, errors, machine
+from asyncsession import Commit, SessionManager, SyncSessionManager, errors, machine
 from asyncsession.integrations.answers import answer_to
 from asyncsession.integrations.asgi import SessionMiddleware
 from asyncsession.integrations.cookies import CookieOptions
@@ -28,11 +28,16 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"(?ms)^```{language}\n(.*?)^```", page.read_text("utf-8"))
 
 
+def sources(page: Path, store: str) -> list[str]:
+    """Return a page's Python blocks, with this store in place of the one they name."""
+    found = blocks(page, "python")
+    return [re.sub(r'"(redis|embedded)://[^"]*"', repr(store), block) for block in found]
+
+
 async def run(page: Path, store: str, **names: Any) -> dict[str, Any]:
     """Run a page's Python blocks one after the other, and return the names they leave."""
-    for block in blocks(page, "python"):
+    for source in sources(page, store):
         before = names.get("manager")
-        source = re.sub(r'"(redis|embedded)://[^"]*"', repr(store), block)
         code = compile(source, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         if inspect.isawaitable(result := eval(code, names)):
             await result
@@ -93,6 +98,35 @@ async def test_guide(valkey: Backend) -> None:
         assert (await manager.load(session.id)).principal == "user:1"
         await names["logout"](session)
         assert (await manager.load(session.id)).is_new
+
+
+def test_sync(get_server: Callable[[str], Server]) -> None:
+    names: dict[str, Any] = {}
+    first, *others = sources(ROOT / "docs" / "sync.md", get_server("valkey9").url)
+    exec(first, names)
+    answers: list[tuple[str, list[tuple[str, str]]]] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]]) -> None:
+        answers.append((status, headers))
+
+    environ: dict[str, str] = {}
+    for views in (1, 2):
+        assert names["app"](environ, start_response) == [b"%d views" % views]
+        ((_, cookie),) = answers[-1][1]
+        environ["HTTP_COOKIE"] = cookie.partition(";")[0]
+    for block in others:
+        exec(block, names)
+    assert (names["session"]["stock"], len(names["devices"])) == (2, 1)
+    with names["manager"] as manager:
+        assert manager.load(names["session"].id).is_new
+
+
+def test_the_page_about_threads_knows_the_options() -> None:
+    text = (ROOT / "docs" / "sync.md").read_text("utf-8")
+    default = inspect.signature(SyncSessionManager).parameters["connections"].default
+    assert f"`connections`: up to {default} " in text
+    deploying = (ROOT / "docs" / "deploying.md").read_text("utf-8")
+    assert f"| `connections` | {default} |" in deploying
 
 
 async def test_web(valkey: Backend) -> None:

@@ -7,6 +7,7 @@ from typing import Any, assert_type
 
 from aiohttp import web as web_aiohttp
 from fastapi import FastAPI
+from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,6 +21,7 @@ from asyncsession import (
     SessionGone,
     SessionManager,
     SessionTooLarge,
+    SyncSessionManager,
     TooManySessions,
     merge,
 )
@@ -27,6 +29,7 @@ from asyncsession.integrations.aiohttp import get_session, setup
 from asyncsession.integrations.asgi import load_session
 from asyncsession.integrations.fastapi import CurrentSession, SessionMiddleware
 from asyncsession.integrations.headers import Header
+from asyncsession.migration import Starsessions
 
 
 def longest(base: Any, ours: str, theirs: str) -> str:
@@ -95,6 +98,23 @@ async def updates(session_id: str) -> None:
     await manager.update(session_id, coroutine)
     await manager.update(session_id, lambda session: session.update(a=1))
     await manager.update(session_id, lambda session: session.pop("a", None))
+
+
+def blocking(session_id: str | None) -> None:
+    with SyncSessionManager(connections=8, merge={"views": merge.counter}) as blocking_manager:
+        session = blocking_manager.load(session_id)
+        assert_type(session, Session)
+        assert_type(blocking_manager.save(session), Commit)
+        with blocking_manager.session(session_id) as other:
+            assert_type(other.principal, str | None)
+        assert_type(blocking_manager.update(session_id, lambda s: s.update(a=1)), Session)
+        blocking_manager.update(session_id, lambda s: s.pop("a", None))
+        assert_type(blocking_manager.rotate(session), Commit)
+        assert_type(blocking_manager.sessions_of("user:42", current=session), list[Session])
+        assert_type(blocking_manager.destroy_all("user:42", keep=session), int)
+        source = Starsessions(BlockingRedis(), prefix="starsessions.")
+        assert_type(blocking_manager.load_through(source, "peer id"), Session)
+    SyncSessionManager(BlockingRedis()).close()
 
 
 async def web(request: Request, aiohttp_request: web_aiohttp.Request) -> None:
