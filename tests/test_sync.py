@@ -174,11 +174,16 @@ def test_a_number_of_connections_that_cannot_be_meant(connections: Any) -> None:
     "url",
     ["", "localhost", "http://x", "redis", "redis://h:port", "redis://h/0?socket_timeout=x", 7,
      None, AsyncRedis(), fakeredis.FakeAsyncRedis()],
-    ids=str,
 )  # fmt: skip
 def test_stores_that_cannot_work(url: object) -> None:
     with pytest.raises(ConfigurationError):
         SyncSessionManager(url)
+
+
+@pytest.mark.parametrize("client", [Redis(), fakeredis.FakeRedis()])
+def test_the_async_manager_takes_no_blocking_client(client: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"redis\.asyncio"):
+        SessionManager(client)
 
 
 def test_options_are_checked_as_for_the_async_manager() -> None:

@@ -6,18 +6,19 @@
 - A call waits for a free connection no longer than for its reply. An idle connection that the
   server has closed, or that holds something unasked for, is never used again.
 - A forked child starts with an empty pool. Nothing runs in the background, and there is no event
-  loop: only queues and sockets, so gevent may patch both.
+  loop: only queues, locks and sockets, which gevent may patch.
 - Addresses, TLS, authentication and the protocol are redis-py's; commands are packed by hiredis.
 """
 
 from __future__ import annotations
 
 import queue
+import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 import hiredis
 from redis import Connection, ConnectionPool, Redis, UnixDomainSocketConnection
@@ -44,7 +45,7 @@ _POOL_ONLY = ("maint", "orig_", "oss_")
 """What pools tell their connections about notifications of maintenance, which come on RESP3 alone.
 They lead back to the pool that a connection was made for."""
 
-Word = bytes | str | int
+Word = bytes | str
 
 
 def of_url(url: str, size: int) -> BlockingTransport:
@@ -105,13 +106,13 @@ class PoolTransport:
         if pool.forks != forks.count():
             pool = self._pool = _Pool(self._options, self._size)
         script = SCRIPTS[call.script]
-        keys, args, patience = call.keys, call.args, call.timeout
+        words = (str(len(call.keys)), *call.keys, *map(_word, call.args))
         reply: list[Any]
         try:
             try:
-                reply = pool.call(("EVALSHA", script.sha, len(keys), *keys, *args), patience)
+                reply = pool.call(("EVALSHA", script.sha, *words), call.timeout)
             except NoScriptError:
-                reply = pool.call(("EVAL", script.source, len(keys), *keys, *args), patience)
+                reply = pool.call(("EVAL", script.source, *words), call.timeout)
         except _ERROR_REPLIES as error:
             raise after_sending(error) from error
         return reply
@@ -128,6 +129,9 @@ class PoolTransport:
 class _Pool:
     """Connections of one process.
 
+    A signal may strike between any two steps of a call. So it is the connections that are counted,
+    and not what was taken and given back: one that nobody holds any more makes room for another.
+
     Attributes:
         forks: of the process that it belongs to.
     """
@@ -136,37 +140,18 @@ class _Pool:
         self.forks = forks.count()
         self._options = options
         self._size = size
-        # A token for each call that may be under way. To put one into this kind of queue never
-        # blocks, so nothing that ends a thread or greenlet early can keep it from coming back.
-        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(size):
-            self._free.put(None)
-        self._idle: deque[AbstractConnection] = deque()  # the last one used is the next
+        self._open: WeakSet[AbstractConnection] = WeakSet()
+        self._guard = threading.Lock()  # of its size
+        # None is put in where there is room again: somebody may be waiting for it. To put something
+        # into this kind of queue never blocks.
+        self._idle: queue.SimpleQueue[AbstractConnection | None] = queue.SimpleQueue()
         self._is_closed = False
 
     def call(self, command: tuple[Word, ...], patience: float) -> Any:
         """Send a command and return its reply, or raise the error that it is."""
         packed = hiredis.pack_command(command)  # type: ignore[arg-type]
         ends = time.monotonic() + patience
-        try:
-            self._free.get(timeout=patience)
-        except queue.Empty:
-            reason = f"all connections are in use ({self._size})"
-            raise Refused(reason, passing=True) from None
-        try:
-            return self._exchange(packed, ends)
-        finally:
-            self._free.put(None)
-
-    def close(self) -> None:
-        """Close what is idle, and what is in use when it is put back."""
-        self._is_closed = True
-        if self.forks == forks.count():
-            while (connection := self._take()) is not None:
-                _hang_up(connection)
-
-    def _exchange(self, packed: bytes, ends: float) -> Any:
-        connection = self._usable() or self._connected(_left(ends))
+        connection = self._usable(ends)
         is_clean = False
         try:
             # It bounds what is sent as well as what is read.
@@ -184,42 +169,82 @@ class _Pool:
             if is_clean:
                 self._put_back(connection)
             else:
-                _hang_up(connection)
+                self._give_up(connection)
         return reply
 
-    def _usable(self) -> AbstractConnection | None:
-        """Return an idle connection on which nothing waits to be read, not even its end."""
-        while (connection := self._take()) is not None:
+    def close(self) -> None:
+        """Close what is idle, and what is in use when it is put back."""
+        self._is_closed = True
+        if self.forks != forks.count():
+            return
+        with suppress(queue.Empty):
+            while True:
+                if (connection := self._idle.get_nowait()) is not None:
+                    self._give_up(connection)
+
+    def _usable(self, ends: float) -> AbstractConnection:
+        """Return a connection on which nothing waits to be read, not even its end."""
+        while True:
+            connection = self._borrow(ends)
+            if not connection.is_connected:
+                self._connect(connection, _left(ends))
+                return connection
             with suppress(*BROKEN):
                 if not connection.can_read():
                     return connection
-            _hang_up(connection)
-        return None
+            self._give_up(connection)
 
-    def _connected(self, seconds: float) -> AbstractConnection:
-        connection = _make(self._options())
+    def _borrow(self, ends: float) -> AbstractConnection:
+        """Return an idle connection, or a new one; wait for either if there are enough."""
+        while True:
+            with suppress(queue.Empty):
+                while True:
+                    if (connection := self._idle.get_nowait()) is not None:
+                        return connection
+            if (connection := self._new()) is not None:
+                return connection
+            try:
+                connection = self._idle.get(timeout=_left(ends))
+            except queue.Empty:
+                reason = f"all connections are in use ({self._size})"
+                raise Refused(reason, passing=True) from None
+            if connection is not None:
+                return connection
+
+    def _new(self) -> AbstractConnection | None:
+        options = self._options()
+        with self._guard:
+            if len(self._open) >= self._size:
+                return None
+            connection = _make(options)
+            self._open.add(connection)
+            return connection
+
+    def _connect(self, connection: AbstractConnection, seconds: float) -> None:
         connection.socket_timeout = seconds
         allowed = connection.socket_connect_timeout
         connection.socket_connect_timeout = min(seconds, allowed) if allowed else seconds
+        is_done = False
         try:
             connection.connect()  # type: ignore[no-untyped-call]
+            is_done = True
         except BROKEN as error:
             raise before_sending(error) from error
-        except BaseException:
-            _hang_up(connection)
-            raise
-        return connection
-
-    def _take(self) -> AbstractConnection | None:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return None
+        finally:
+            if not is_done:
+                self._give_up(connection)
 
     def _put_back(self, connection: AbstractConnection) -> None:
-        self._idle.append(connection)
+        self._idle.put(connection)
         if self._is_closed:
             self.close()
+
+    def _give_up(self, connection: AbstractConnection) -> None:
+        with self._guard:
+            self._open.discard(connection)
+        connection.disconnect()  # type: ignore[no-untyped-call]
+        if not self._is_closed:
+            self._idle.put(None)
 
 
 def _make(options: Options) -> AbstractConnection:
@@ -229,8 +254,9 @@ def _make(options: Options) -> AbstractConnection:
     return kind(**own)
 
 
-def _hang_up(connection: AbstractConnection) -> None:
-    connection.disconnect()  # type: ignore[no-untyped-call]
+def _word(argument: Word | int) -> Word:
+    # hiredis 3.5 crashes if a signal handler raises while it is writing out a number.
+    return str(argument) if isinstance(argument, int) else argument
 
 
 def _left(ends: float) -> float:

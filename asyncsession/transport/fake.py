@@ -41,7 +41,15 @@ def is_fake(client: object) -> bool:
 
 
 def of_client(client: Any) -> Transport:
-    """Return a transport on a client of fakeredis."""
+    """Return a transport on a client of fakeredis.
+
+    Raises:
+        ConfigurationError: it is not one for asyncio.
+    """
+    if isinstance(client, Redis):
+        raise ConfigurationError(
+            f"a store is a URL or a redis.asyncio.Redis client, not {type(client).__qualname__}"
+        )
     return FakeTransport(client, owned=False)
 
 
@@ -61,7 +69,7 @@ def blocking_of_client(client: Any) -> BlockingTransport:
     """Return a blocking transport on a client of fakeredis.
 
     Raises:
-        ConfigurationError: it is a client for asyncio.
+        ConfigurationError: it is one for asyncio.
     """
     if not isinstance(client, Redis):
         raise ConfigurationError(
