@@ -16,21 +16,6 @@
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
 local HEAD, HEADER, TRAILER = 12, 40, 22
 
-local function number(text, at, size)
-  local a, b, c, d, e, f = string.byte(text, at, at + size - 1)
-  local n = ((a * 256 + b) * 256 + c) * 256 + d
-  return e and (n * 256 + e) * 256 + f or n
-end
-
-local function bytes(n, size)
-  local out = {}
-  for i = size, 1, -1 do
-    out[i] = string.char(n % 256)
-    n = math.floor(n / 256)
-  end
-  return table.concat(out)
-end
-
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local blob = redis.call('GET', KEYS[1])
