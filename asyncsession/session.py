@@ -68,6 +68,28 @@ class Session(MutableMapping[str, Any]):
         is_newcomer: it did not belong to that principal before.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_bases",
+        "_held",
+        "_log",
+        "_policies",
+        "_read",
+        "_read_all",
+        "handle",
+        "id",
+        "incarnation",
+        "is_current",
+        "is_destroyed",
+        "is_newcomer",
+        "is_saving",
+        "is_stale",
+        "is_unreadable",
+        "joining",
+        "unanswered",
+        "was_sent",
+    )
+
     def __init__(self, session_id: str = "", log: Log | None = None, handle: str = "") -> None:
         self.id = session_id or ("" if handle else new_id())
         self.handle = handle or session_handle(self.id)

@@ -134,7 +134,7 @@ class Storage(aiohttp_session.AbstractStorage):
         dress(response.headers, facade.closing(exchange))
 
     def _exchange(self, request: web.Request) -> Exchange:
-        exchange = Exchange(self._terms, request.raw_headers)
+        exchange = Exchange(self._terms, request.raw_headers, request.method)
         exchange.is_asked = True
         return exchange
 

@@ -17,6 +17,7 @@ from asyncsession.adoption import Source
 from asyncsession.errors import (
     ConfigurationError,
     InvalidSessionData,
+    SessionConflict,
     SessionGone,
     StoreUnavailable,
 )
@@ -45,6 +46,8 @@ _PROMPT = 2.0
 """Seconds after its load in which a request that finds its session gone still makes the client
 forget the id. A user who has logged out and in again meanwhile would lose the new one; nobody does
 both in so short a time. After a slower request the next load that finds nothing sees to it."""
+
+_SAFE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 9110 9.2.1
 
 _log = logging.getLogger("asyncsession")
 
@@ -106,7 +109,10 @@ class Terms(NamedTuple):
             raise ConfigurationError("manager: a SessionManager")
         if self.outage not in ("error", "anonymous"):
             raise ConfigurationError('outage: "error" or "anonymous"')
-        if self.read_through is not None and self.carrier.header != "set-cookie":
+        source = self.read_through
+        if source is not None and not callable(getattr(source, "peer_id", None)):
+            raise ConfigurationError("read_through: one of the sources of asyncsession.migration")
+        if source is not None and self.carrier.header != "set-cookie":
             raise ConfigurationError(
                 "read_through: the ids of other libraries come in cookies, and a client that "
                 "sends its id in a header sends none"
@@ -141,6 +147,11 @@ class _Sent(Enum):
 class Exchange:
     """The session of one request.
 
+    Args:
+        terms: as declared by the application.
+        raw_headers: of the request.
+        method: of the request, in capitals.
+
     Attributes:
         terms: as declared by the application.
         session: what was loaded; None until then.
@@ -148,10 +159,20 @@ class Exchange:
             it whether or not a key was looked at. For integrations to set.
     """
 
-    __slots__ = ("_loaded_at", "_peer_id", "_sent", "_sent_id", "is_asked", "session", "terms")
+    __slots__ = (
+        "_is_safe",
+        "_loaded_at",
+        "_peer_id",
+        "_sent",
+        "_sent_id",
+        "is_asked",
+        "session",
+        "terms",
+    )
 
-    def __init__(self, terms: Terms, raw_headers: RawHeaders) -> None:
+    def __init__(self, terms: Terms, raw_headers: RawHeaders, method: str) -> None:
         self.terms = terms
+        self._is_safe = method in _SAFE
         self.session: Session | None = None
         self.is_asked = False
         self._sent = _Sent.NONE
@@ -190,6 +211,8 @@ class Exchange:
             The error that says so, for the application to hear of.
 
         Raises:
+            SessionConflict: the id was rotated away a moment ago, so that nothing can be saved, and
+                the request is not one that only looks (RFC 9110 9.2.1).
             What `SessionManager.save` raises but for `SessionGone`.
         """
         session, manager = self.session, self.terms.manager
@@ -198,11 +221,14 @@ class Exchange:
         if session.is_destroyed:
             if self._sent is _Sent.UNKNOWN:  # a logout, and not of the session that was meant
                 await self._destroy_sent()
-            return None
+            if not session.is_new:
+                return None  # it was found gone, with what it held
+            session = self.session = await self._begin_anew(session)
         if not session.modified:
             return None
         is_lost = session.is_stale and session.is_new  # saved as it is, nobody could ever load it
         if is_lost and session.held_principal is None:
+            self._drop()
             return None
         try:
             # Whoever logs in, also with an id that was just rotated away, gets one of their own.
@@ -275,6 +301,26 @@ class Exchange:
         if source is None or self._peer_id is None:
             return await manager.load(self._sent_id)
         return await manager.load_through(source, self._peer_id)
+
+    async def _begin_anew(self, ended: Session) -> Session:
+        """Return a session of its own for what was put into one after it was ended."""
+        session = await self.terms.manager.load(None)
+        session.update(ended)
+        if ended.held_principal is not None:
+            session.principal = ended.held_principal
+        return session if session.modified else ended
+
+    def _drop(self) -> None:
+        """Tell whoever has to know that changes go nowhere: the session was never theirs to change.
+
+        Raises:
+            SessionConflict: the request was meant to change something, and can be sent again.
+        """
+        if self._sent is not _Sent.ROTATED:
+            return  # the store is down; that was said when the session was looked for
+        if not self._is_safe:
+            raise SessionConflict("the session has a new id; send the request again with that")
+        _log.warning("what a request put into its session was not saved: its id was rotated away")
 
     async def _destroy_sent(self) -> None:
         """End the session that could not be loaded, so that its user is logged out indeed."""
