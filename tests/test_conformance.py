@@ -627,7 +627,7 @@ async def test_loading_puts_off_the_idle_timeout_and_never_shortens_it(backend: 
     assert await backend.redis.pttl(key) > 900_000
 
 
-async def test_the_absolute_timeout_caps_the_idle_one(backend: Backend) -> None:
+async def test_the_absolute_timeout_caps_the_idle_one_spring_session_922(backend: Backend) -> None:
     manager = backend.manager(idle_timeout=3600, absolute_timeout=60)
     session = await manager.load()
     session["a"] = 1

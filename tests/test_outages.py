@@ -108,6 +108,24 @@ async def test_refusals_are_definite_and_named(
         assert code == "WRONGTYPE" or not await redis.exists(key)
 
 
+async def test_readonly_passes_with_the_failover_aspnet_redis_providers_130(
+    server: Callable[..., Server],
+) -> None:
+    store = await asyncio.to_thread(server)
+    async with Redis.from_url(store.url) as redis, SessionManager(store.url) as manager:
+        session = await manager.load()
+        session["a"] = 1
+        await manager.save(session)
+        await redis.replicaof("127.0.0.1", "1")
+        session["a"] = 2
+        save = asyncio.create_task(manager.save(session))
+        while not (await redis.info("commandstats")).get("cmdstat_set", {}).get("rejected_calls"):
+            assert not save.done()
+        await redis.replicaof("no", "one")
+        await save
+        assert (await manager.load(session.id))["a"] == 2
+
+
 async def test_wrong_password_and_missing_rights(server: Callable[..., Server]) -> None:
     store = await asyncio.to_thread(server, requirepass="right")
     wrong = store.url.replace("right", "wrong")
