@@ -18,7 +18,7 @@ from asyncsession.errors import ConfigurationError, SessionConflict
 from asyncsession.machine import MAX_TIMEOUT, Budget, Settings
 from asyncsession.merge import MergeFunction, Policies, Policy, three_way
 from asyncsession.protocol import Group, Lost, Pause, Queue, Refused, Together, Transport
-from asyncsession.session import Session
+from asyncsession.session import MAX_PRINCIPAL, Session
 from asyncsession.transport import connect
 from asyncsession.turns import Turn, Turns
 
@@ -28,7 +28,6 @@ T = TypeVar("T")
 
 _LONGEST = 10 * 365 * 86_400  # seconds; longer is a mistake in the unit
 _MAX_LANES = 64
-_MAX_PRINCIPAL = 1024  # characters
 
 
 class SessionManager:
@@ -352,6 +351,6 @@ def _seconds(name: str, duration: float | timedelta) -> float:
 
 
 def _principal(principal: str) -> str:
-    if not isinstance(principal, str) or not 0 < len(principal) <= _MAX_PRINCIPAL:
-        raise ConfigurationError(f"principal: a string of 1 to {_MAX_PRINCIPAL} characters")
+    if not isinstance(principal, str) or not 0 < len(principal) <= MAX_PRINCIPAL:
+        raise ConfigurationError(f"principal: a string of 1 to {MAX_PRINCIPAL} characters")
     return principal

@@ -19,12 +19,14 @@ from asyncsession.merge import Policies, Policy, last_write, three_way
 from asyncsession.operations import MISSING
 from asyncsession.values import pack, pack_value, unpack
 
-__all__ = ["PRINCIPAL", "Change", "Session"]
+__all__ = ["MAX_PRINCIPAL", "PRINCIPAL", "Change", "Session"]
 
 _NO_POLICIES = Policies({}, three_way)
 _FIXED = frozenset((bool, int, float, str, bytes))  # what cannot be changed in place
 _RESERVED = "\0"  # what starts with it is ours; session keys of the application may not
 PRINCIPAL = _RESERVED + "principal"
+MAX_PRINCIPAL = 1024
+"""Characters that a principal may have."""
 
 
 class Change(NamedTuple):
@@ -166,6 +168,9 @@ class Session(MutableMapping[str, Any]):
     def principal(self, principal: str | None) -> None:
         if principal is not None and not (isinstance(principal, str) and principal):
             raise InvalidSessionValue("principal", type(principal), "expected a string, or None")
+        if principal is not None and len(principal) > MAX_PRINCIPAL:
+            reason = f"a principal has at most {MAX_PRINCIPAL} characters"
+            raise InvalidSessionValue("principal", str, reason)
         self._held[PRINCIPAL] = MISSING if principal is None else principal
 
     @property

@@ -641,6 +641,26 @@ async def test_the_absolute_timeout_caps_the_idle_one_spring_session_922(backend
     assert await backend.redis.pttl(key) <= 60_000
 
 
+async def test_no_use_puts_off_the_absolute_timeout(backend: Backend) -> None:
+    manager = backend.manager(idle_timeout=60, absolute_timeout=60)
+    session = await manager.load()
+    session["n"] = 0
+    await manager.save(session)
+    (key,) = await backend.keys()
+    blob = await backend.redis.get(key)
+    earlier = int.from_bytes(blob[18:24], "big") - 30_000  # as if half of it had passed
+    await backend.redis.setrange(key, 18, earlier.to_bytes(6, "big"))
+    session = await manager.load(session.id)
+    ends = session.expires_at
+    for use in (manager.save, manager.touch, manager.rotate):
+        session["n"] += 1
+        await use(session)
+        again = await manager.load(session.id)
+        assert again.expires_at == ends
+        (live,) = [key for key in await backend.keys() if again.handle.encode() in key]
+        assert await backend.redis.pttl(live) <= 30_000
+
+
 async def test_too_large(backend: Backend) -> None:
     manager = backend.manager(max_bytes=1000)
     session = await manager.load()

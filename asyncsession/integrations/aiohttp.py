@@ -245,6 +245,7 @@ class _Sessions:
         """Return what answers an error; None if that is not ours to do."""
         if visit.override is not None:
             return visit.override
+        visit.exchange.note(error)
         answer = answer_to(error)
         if answer is None:
             if error is not visit.failure:

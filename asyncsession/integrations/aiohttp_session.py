@@ -153,10 +153,15 @@ class Storage(aiohttp_session.AbstractStorage):
             exchange.session = fresh
         else:
             former.clear()
-            former.update(fresh)
-            former.principal = fresh.principal
-            await manager.rotate(former)
-            facade.keep(former)
+            await manager.rotate(former)  # with nothing in it: another rotation may be faster
+            if former.is_stale:  # and then its session is not for this client to put things into
+                await manager.save(fresh)
+                exchange.session = fresh
+            else:
+                former.update(fresh)
+                former.principal = fresh.principal
+                await manager.save(former)
+                facade.keep(former)
         facade.exchange = exchange
 
     async def _end(self, exchange: Exchange, fresh: Session) -> None:

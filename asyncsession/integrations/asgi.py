@@ -224,6 +224,7 @@ class SessionMiddleware:
         except Exception as error:
             if response.is_started:
                 raise
+            exchange.note(response.failure or error)
             app = response.override or await self._answer(scope, response.failure or error)
             if app is None:
                 if response.failure is not None:  # frameworks wrap what they did not expect

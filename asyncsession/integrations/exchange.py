@@ -21,7 +21,7 @@ from asyncsession.errors import (
     SessionGone,
     StoreUnavailable,
 )
-from asyncsession.integrations.cookies import sent_values
+from asyncsession.integrations.cookies import Cookie, sent_values
 from asyncsession.manager import SessionManager
 from asyncsession.session import Session
 
@@ -184,7 +184,7 @@ class Exchange:
             pairs = list(raw_headers)
             self._sent_id = terms.carrier.read(pairs)
             values = sent_values(pairs, terms.read_through.cookie_name)
-            if self._sent_id is None and len(values) == 1:
+            if self._sent_id is None and len(values) == 1 and not self._is_doubtful(pairs):
                 self._peer_id = terms.read_through.peer_id(values[0])
 
     async def load(self) -> Session:
@@ -221,6 +221,8 @@ class Exchange:
         if session.is_destroyed:
             if self._sent is _Sent.UNKNOWN:  # a logout, and not of the session that was meant
                 await self._destroy_sent()
+            if self._sent is _Sent.ROTATED and session.is_new and not session.was_sent:
+                self._drop()  # neither this
             if not session.is_new:
                 return None  # it was found gone, with what it held
             session = self.session = await self._begin_anew(session)
@@ -255,10 +257,27 @@ class Exchange:
         session = self.session
         if not self.terms.keep_on_exception or session is None or session.is_new:
             return
+        if session.held_principal != session.stored_principal:
+            return  # a login that was not completed
         try:
             await self.commit()
         except Exception:
             _log.exception("the changes of a request that failed could not be kept")
+
+    def note(self, error: Exception) -> None:
+        """Take note of an error that is answered in place of the application.
+
+        Values are unpacked when they are asked for, so a session that loads may still hold what
+        cannot be read. A client that keeps its id would meet that with every request.
+        """
+        log = self.session.log if self.session is not None else None
+        if not isinstance(error, InvalidSessionData) or log is None:
+            return
+        try:
+            for key in log.keys():  # noqa: SIM118  a log is no mapping
+                log.value(key)
+        except InvalidSessionData:  # and not some other session's, which was only listed
+            self._sent = _Sent.UNREADABLE
 
     def closing(self) -> Closing:
         """Return what the headers of the response have to say."""
@@ -271,6 +290,11 @@ class Exchange:
             None if value is None else (carrier.header, value),
             carrier.varies if value is not None or is_touched else None,
         )
+
+    def _is_doubtful(self, pairs: RawHeaders) -> bool:
+        """Tell whether there are several cookies of our name, one of which was planted."""
+        carrier = self.terms.carrier
+        return isinstance(carrier, Cookie) and len(sent_values(pairs, carrier.name)) > 1
 
     async def _look_up(self) -> tuple[Session, _Sent]:
         manager = self.terms.manager
@@ -324,8 +348,13 @@ class Exchange:
 
     async def _destroy_sent(self) -> None:
         """End the session that could not be loaded, so that its user is logged out indeed."""
-        await self.terms.manager.destroy(await self._find())
-        self._sent = _Sent.DEAD
+        session = await self._find()
+        await self.terms.manager.destroy(session)
+        if session.is_stale:  # what was meant has another id by now
+            self._sent = _Sent.ROTATED
+            self._drop()
+        else:
+            self._sent = _Sent.DEAD
 
     def _carried(self) -> str | None:
         carrier, session = self.terms.carrier, self.session
@@ -339,6 +368,7 @@ class Exchange:
             return carrier.clear() if is_known and is_prompt and not session.is_stale else None
         if session.is_new:
             return carrier.clear() if is_known else None
-        if session.is_stale or session.id == self._sent_id:
+        is_unconfirmed = session.joining is not None and session.is_newcomer
+        if session.is_stale or is_unconfirmed or session.id == self._sent_id:
             return None
         return carrier.issue(session.id)
