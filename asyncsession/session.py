@@ -312,12 +312,14 @@ class Session(MutableMapping[str, Any]):
                 was = self._bases.get(key, MISSING if old is None else unpack(old))
                 policy = last_write if _is_reserved(key) else self._policies[key]
                 later = policy.diff(was, held)
-                met = later is not None and old != stored
+                met = later is not None and (old != stored or key in self._bases)
                 if later is not None and met and (policy.resolve or review(was, value, later)):
                     self._bases[key] = was  # for the next save to resolve, or to report
                     continue
+                self._bases.pop(key, None)  # what is shown now goes on top of what is stored
                 target = value if later is None else apply(value, later)
             else:
+                self._bases.pop(key, None)
                 target = value
             if target is MISSING and value is MISSING:
                 del self._held[key]

@@ -45,9 +45,9 @@ class Turns:
         """Wait for a turn at a session, for so many seconds at the most."""
         key = id(asyncio.get_running_loop()), handle
         lock = self._locks.get(key)
+        has_waited = lock is not None  # not `locked()`: whoever is next may not have woken up yet
         if lock is None:
             lock = self._locks[key] = asyncio.Lock()
-        has_waited = lock.locked()
         try:
             async with asyncio.timeout(seconds if has_waited else None):
                 await lock.acquire()

@@ -268,6 +268,22 @@ async def test_custom_merge_sees_base_ours_and_theirs(backend: Backend) -> None:
     assert commit.dropped == ("text",)
 
 
+async def test_a_custom_merge_may_change_what_it_is_given(backend: Backend) -> None:
+    def joined(_base: Any, ours: Any, theirs: Any) -> Any:
+        theirs.update(ours)
+        return theirs
+
+    manager = backend.manager(merge={"d": joined})
+    session = await manager.load()
+    session["d"] = {}
+    await manager.save(session)
+    one, two = await manager.load(session.id), await manager.load(session.id)
+    one["d"]["one"], two["d"]["two"] = 1, 2
+    await manager.save(one)
+    await manager.save(two)
+    assert (await manager.load(session.id))["d"] == {"one": 1, "two": 2} == two["d"]
+
+
 async def test_custom_merge_may_delete_and_may_refuse(backend: Backend) -> None:
     def refuse(base: Any, ours: Any, theirs: Any) -> Any:
         raise LookupError("not mergeable")

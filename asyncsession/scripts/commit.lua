@@ -65,6 +65,7 @@ else
   local kind = sub(blob, 4, 4)
   if kind == 'M' then return reply(MOVED, 0, sub(blob, HEAD + 1)) end
   if kind ~= 'L' then return reply(GONE) end
+  if #blob < HEADER then return reply(UNREADABLE) end
 end
 
 local retired, forgotten = number(blob, 37, 4), number(blob, 31, 6)
@@ -81,8 +82,7 @@ local function answer(code)
   return reply(code, unseen())
 end
 
--- A copy that was done came after its base; where the base is gone, it may stand anywhere.
-if string.find(blob, id, found and base + 1 or 1, true) then return answer(APPLIED) end
+if string.find(blob, id, 1, true) then return answer(APPLIED) end
 if outside or rotated or issued <= forgotten or (creating and #blob > log) then
   return reply(LATE)
 end

@@ -41,8 +41,10 @@ if ttl > 0 and stamp > HEADER + retired and now - number(blob, stamp, 6) >= inte
   local at = HEADER + retired + 1
   while at < stamp do at = at + 4 + number(blob, at, 4) end
   if at == #blob + 1 then -- whole frames; a damaged log is left as it is
-    redis.call('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6))
-    blob = string.sub(blob, 1, stamp - 1) .. bytes(now, 6) .. string.sub(blob, stamp + 6)
+    -- A server that is out of memory refuses this; reading goes on.
+    if redis.pcall('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6)) == #blob then
+      blob = string.sub(blob, 1, stamp - 1) .. bytes(now, 6) .. string.sub(blob, stamp + 6)
+    end
   end
 end
 if retired == 0 then return {OK, now, blob} end

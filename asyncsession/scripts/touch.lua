@@ -33,6 +33,6 @@ if ttl > redis.call('PTTL', KEYS[1]) then
 end
 local stamp = redis.call('STRLEN', KEYS[1]) - TRAILER
 if now > number(redis.call('GETRANGE', KEYS[1], stamp, stamp + 5), 1, 6) then
-  redis.call('SETRANGE', KEYS[1], stamp, bytes(now, 6))
+  redis.pcall('SETRANGE', KEYS[1], stamp, bytes(now, 6)) -- not if the server is out of memory
 end
 return {OK, now, ''}
