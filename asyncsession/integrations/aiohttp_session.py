@@ -106,7 +106,9 @@ class Storage(aiohttp_session.AbstractStorage):
         """
         exchange = self._exchange(request)
         with _answering(exchange):
-            return _Facade(await exchange.load(), self._cookie, exchange)
+            session = await exchange.load()
+            exchange.read_all()  # errors that a handler lets pass do not come by here
+            return _Facade(session, self._cookie, exchange)
 
     async def save_session(
         self,

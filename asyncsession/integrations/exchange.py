@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -270,14 +271,25 @@ class Exchange:
         Values are unpacked when they are asked for, so a session that loads may still hold what
         cannot be read. A client that keeps its id would meet that with every request.
         """
+        if isinstance(error, InvalidSessionData):
+            with suppress(InvalidSessionData):  # else another's, which was only listed
+                self.read_all()
+
+    def read_all(self) -> None:
+        """See whether all that the session holds can be read.
+
+        Raises:
+            InvalidSessionData: some of it cannot; the client is made to forget the id.
+        """
         log = self.session.log if self.session is not None else None
-        if not isinstance(error, InvalidSessionData) or log is None:
+        if log is None:
             return
         try:
             for key in log.keys():  # noqa: SIM118  a log is no mapping
                 log.value(key)
-        except InvalidSessionData:  # and not some other session's, which was only listed
+        except InvalidSessionData:
             self._sent = _Sent.UNREADABLE
+            raise
 
     def closing(self) -> Closing:
         """Return what the headers of the response have to say."""
