@@ -24,7 +24,7 @@ from asyncsession.merge import Refused
 from asyncsession.operations import MISSING, same
 from asyncsession.protocol import Code
 from asyncsession.session import PRINCIPAL, Change, Session
-from asyncsession.values import pack_value
+from asyncsession.values import pack, pack_value, unpack
 
 __all__ = ["Commit", "Draft", "Rerun"]
 
@@ -193,8 +193,8 @@ class Draft:
             theirs = log.value(key)
             if same(change.base, theirs) or change.policy.resolve is None:
                 continue
-            try:
-                ours = change.policy.resolve(change.base, change.ours, theirs)
+            try:  # on copies: it may change what it is given, and may be called again
+                ours = change.policy.resolve(_own(change.base), _own(change.ours), _own(theirs))
             except Refused:
                 refused.append(key)
                 continue
@@ -365,6 +365,10 @@ class Draft:
         sizes = {_public(key): size for key, size in self._sizes().items()}
         by_size = sorted(sizes.items(), key=lambda item: -item[1])
         return SessionTooLarge(size, self.settings.max_bytes, by_size[:5])
+
+
+def _own(value: Any) -> Any:
+    return value if value is MISSING else unpack(pack(value))
 
 
 def _public(key: str) -> str:

@@ -169,7 +169,9 @@ def give_up(
     """Return the error of an operation that ran out of time or was refused for good."""
     if budget.unsure:
         return CommitOutcomeUnknown("sent, and never answered: done once, or not at all")
-    return StoreUnavailable(f"Redis did not do it: {failure}" if failure else "out of time")
+    return StoreUnavailable(
+        f"Redis was not reached, or refused: {failure}" if failure else "out of time"
+    )
 
 
 _WRITING = ("commit", "destroy")

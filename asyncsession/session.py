@@ -19,12 +19,14 @@ from asyncsession.merge import Policies, Policy, last_write, three_way
 from asyncsession.operations import MISSING
 from asyncsession.values import pack, pack_value, unpack
 
-__all__ = ["PRINCIPAL", "Change", "Session"]
+__all__ = ["MAX_PRINCIPAL", "PRINCIPAL", "Change", "Session"]
 
 _NO_POLICIES = Policies({}, three_way)
 _FIXED = frozenset((bool, int, float, str, bytes))  # what cannot be changed in place
 _RESERVED = "\0"  # what starts with it is ours; session keys of the application may not
 PRINCIPAL = _RESERVED + "principal"
+MAX_PRINCIPAL = 1024
+"""Characters that a principal may have."""
 
 
 class Change(NamedTuple):
@@ -67,6 +69,28 @@ class Session(MutableMapping[str, Any]):
             and the index's epoch then.
         is_newcomer: it did not belong to that principal before.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_bases",
+        "_held",
+        "_log",
+        "_policies",
+        "_read",
+        "_read_all",
+        "handle",
+        "id",
+        "incarnation",
+        "is_current",
+        "is_destroyed",
+        "is_newcomer",
+        "is_saving",
+        "is_stale",
+        "is_unreadable",
+        "joining",
+        "unanswered",
+        "was_sent",
+    )
 
     def __init__(self, session_id: str = "", log: Log | None = None, handle: str = "") -> None:
         self.id = session_id or ("" if handle else new_id())
@@ -144,6 +168,9 @@ class Session(MutableMapping[str, Any]):
     def principal(self, principal: str | None) -> None:
         if principal is not None and not (isinstance(principal, str) and principal):
             raise InvalidSessionValue("principal", type(principal), "expected a string, or None")
+        if principal is not None and len(principal) > MAX_PRINCIPAL:
+            reason = f"a principal has at most {MAX_PRINCIPAL} characters"
+            raise InvalidSessionValue("principal", str, reason)
         self._held[PRINCIPAL] = MISSING if principal is None else principal
 
     @property
@@ -285,12 +312,14 @@ class Session(MutableMapping[str, Any]):
                 was = self._bases.get(key, MISSING if old is None else unpack(old))
                 policy = last_write if _is_reserved(key) else self._policies[key]
                 later = policy.diff(was, held)
-                met = later is not None and old != stored
+                met = later is not None and (old != stored or key in self._bases)
                 if later is not None and met and (policy.resolve or review(was, value, later)):
                     self._bases[key] = was  # for the next save to resolve, or to report
                     continue
+                self._bases.pop(key, None)  # what is shown now goes on top of what is stored
                 target = value if later is None else apply(value, later)
             else:
+                self._bases.pop(key, None)
                 target = value
             if target is MISSING and value is MISSING:
                 del self._held[key]

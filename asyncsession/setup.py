@@ -9,11 +9,11 @@ from typing import Literal
 from asyncsession.errors import ConfigurationError
 from asyncsession.machine import MAX_TIMEOUT, Settings
 from asyncsession.merge import MergeFunction, Policies, Policy
+from asyncsession.session import MAX_PRINCIPAL
 
 __all__ = ["checked_principal", "checked_settings"]
 
 _LONGEST = 10 * 365 * 86_400  # seconds; longer is a mistake in the unit
-_MAX_PRINCIPAL = 1024  # characters
 
 
 def checked_settings(
@@ -63,8 +63,8 @@ def checked_principal(principal: str) -> str:
     Raises:
         ConfigurationError: it cannot.
     """
-    if not isinstance(principal, str) or not 0 < len(principal) <= _MAX_PRINCIPAL:
-        raise ConfigurationError(f"principal: a string of 1 to {_MAX_PRINCIPAL} characters")
+    if not isinstance(principal, str) or not 0 < len(principal) <= MAX_PRINCIPAL:
+        raise ConfigurationError(f"principal: a string of 1 to {MAX_PRINCIPAL} characters")
     return principal
 
 

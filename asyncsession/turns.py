@@ -48,9 +48,9 @@ class Turns:
         """Wait for a turn at a session, for so many seconds at the most."""
         key = id(asyncio.get_running_loop()), handle
         lock = self._locks.get(key)
+        has_waited = lock is not None  # not `locked()`: whoever is next may not have woken up yet
         if lock is None:
             lock = self._locks[key] = asyncio.Lock()
-        has_waited = lock.locked()
         try:
             async with asyncio.timeout(seconds if has_waited else None):
                 await lock.acquire()
@@ -71,11 +71,10 @@ class ThreadTurns:
             self._begin()
         with self._guard:
             lock = self._locks.get(handle)
+            has_waited = lock is not None  # as above
             if lock is None:
                 lock = self._locks[handle] = threading.Lock()
-        if lock.acquire(blocking=False):
-            return Turn(lock, has_waited=False)
-        return Turn(lock if lock.acquire(timeout=seconds) else None, has_waited=True)
+        return Turn(lock if lock.acquire(timeout=seconds) else None, has_waited)
 
     def _begin(self) -> None:
         self._guard = threading.Lock()

@@ -10,7 +10,15 @@ import pytest
 from aiohttp import web
 from support.aiohttp import Gate, count, login, logout, look, make_app, plain, serve
 from support.servers import Server, available
-from support.web import CLEARED, cookie, cookies_of, open_manager, stored, unreachable_manager
+from support.web import (
+    CLEARED,
+    cookie,
+    cookies_of,
+    open_manager,
+    stored,
+    stored_by_a_newer_version,
+    unreachable_manager,
+)
 
 from asyncsession import SessionManager
 from asyncsession.errors import (
@@ -249,6 +257,15 @@ async def test_an_unreadable_session_is_no_endless_500(
         response = await browser.get("/look", headers=cookie(new_id()))
     assert (response.status_code, cookies_of(response)) == (500, [CLEARED])
     assert response.headers["cache-control"] == "no-store"
+
+
+async def test_a_value_of_a_newer_version_is_no_endless_500(manager: SessionManager) -> None:
+    session_id = await stored_by_a_newer_version(manager)
+    async with serve(make_app(manager, look)) as browser:
+        browser.cookies["session"] = session_id
+        response = await browser.get("/look")
+        assert (response.status_code, cookies_of(response)) == (500, [CLEARED])
+    assert (await manager.load(session_id))["a"] == 1
 
 
 # When the store is down

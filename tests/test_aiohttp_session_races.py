@@ -18,6 +18,7 @@ from support.web import (
     cookies_of,
     open_manager,
     stored,
+    stored_by_a_newer_version,
     unreachable_manager,
 )
 
@@ -93,6 +94,14 @@ async def test_a_blob_that_cannot_be_read_is_not_replaced_by_an_empty_one(
     async with serve(make_app(manager, count)) as browser:
         response = await browser.get("/count", headers=cookie(new_id()))
     assert (response.status_code, cookies_of(response)) == (500, [CLEARED])
+
+
+async def test_a_value_of_a_newer_version_is_no_endless_500(manager: SessionManager) -> None:
+    session_id = await stored_by_a_newer_version(manager)
+    async with serve(make_app(manager, count)) as browser:
+        response = await browser.get("/count", headers=cookie(session_id))
+    assert (response.status_code, cookies_of(response)) == (500, [CLEARED])
+    assert (await manager.load(session_id))["a"] == 1
 
 
 async def test_conflicts_are_409(manager: SessionManager) -> None:

@@ -22,11 +22,13 @@ from support.web import (
     cookie,
     cookies_of,
     count,
+    look,
     make_app,
     open_manager,
     plain,
     serve,
     stored,
+    stored_by_a_newer_version,
     unreachable_manager,
 )
 
@@ -205,6 +207,19 @@ async def test_an_unreadable_session_is_one_500_and_stays_as_it_is_spring_sessio
         await manager.load(session_id)
     [record] = [record for record in caplog.records if record.name == "asyncsession"]
     assert (record.levelno, bool(record.exc_info)) == (logging.ERROR, True)
+
+
+async def test_a_value_of_a_newer_version_is_one_500_spring_session_1939(
+    manager: SessionManager,
+) -> None:
+    session_id = await stored_by_a_newer_version(manager)
+    async with serve(make_app(manager, look, plain)) as browser:
+        browser.cookies.set("session", session_id, domain="127.0.0.1", path="/")
+        assert (await browser.get("/plain")).status_code == 200, "it does not look at the value"
+        response = await browser.get("/look")
+        assert (response.status_code, cookies_of(response)) == (500, [CLEARED])
+        assert (await browser.get("/look")).json() == {}
+    assert (await manager.load(session_id))["a"] == 1, "it was left as it is"
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -270,6 +270,22 @@ async def test_custom_merge_sees_base_ours_and_theirs(backend: Backend) -> None:
     assert commit.dropped == ("text",)
 
 
+async def test_a_custom_merge_may_change_what_it_is_given(backend: Backend) -> None:
+    def joined(_base: Any, ours: Any, theirs: Any) -> Any:
+        theirs.update(ours)
+        return theirs
+
+    manager = backend.manager(merge={"d": joined})
+    session = await manager.load()
+    session["d"] = {}
+    await manager.save(session)
+    one, two = await manager.load(session.id), await manager.load(session.id)
+    one["d"]["one"], two["d"]["two"] = 1, 2
+    await manager.save(one)
+    await manager.save(two)
+    assert (await manager.load(session.id))["d"] == {"one": 1, "two": 2} == two["d"]
+
+
 async def test_custom_merge_may_delete_and_may_refuse(backend: Backend) -> None:
     def refuse(base: Any, ours: Any, theirs: Any) -> Any:
         raise LookupError("not mergeable")
@@ -629,7 +645,7 @@ async def test_loading_puts_off_the_idle_timeout_and_never_shortens_it(backend: 
     assert await backend.redis.pttl(key) > 900_000
 
 
-async def test_the_absolute_timeout_caps_the_idle_one(backend: Backend) -> None:
+async def test_the_absolute_timeout_caps_the_idle_one_spring_session_922(backend: Backend) -> None:
     manager = backend.manager(idle_timeout=3600, absolute_timeout=60)
     session = await manager.load()
     session["a"] = 1
@@ -641,6 +657,26 @@ async def test_the_absolute_timeout_caps_the_idle_one(backend: Backend) -> None:
     session["a"] = 2
     await manager.save(session)
     assert await backend.redis.pttl(key) <= 60_000
+
+
+async def test_no_use_puts_off_the_absolute_timeout(backend: Backend) -> None:
+    manager = backend.manager(idle_timeout=60, absolute_timeout=60)
+    session = await manager.load()
+    session["n"] = 0
+    await manager.save(session)
+    (key,) = await backend.keys()
+    blob = await backend.redis.get(key)
+    earlier = int.from_bytes(blob[18:24], "big") - 30_000  # as if half of it had passed
+    await backend.redis.setrange(key, 18, earlier.to_bytes(6, "big"))
+    session = await manager.load(session.id)
+    ends = session.expires_at
+    for use in (manager.save, manager.touch, manager.rotate):
+        session["n"] += 1
+        await use(session)
+        again = await manager.load(session.id)
+        assert again.expires_at == ends
+        (live,) = [key for key in await backend.keys() if again.handle.encode() in key]
+        assert await backend.redis.pttl(live) <= 30_000
 
 
 async def test_too_large(backend: Backend) -> None:

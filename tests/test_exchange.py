@@ -14,6 +14,7 @@ from asyncsession import SessionManager
 from asyncsession.errors import (
     ConfigurationError,
     InvalidSessionData,
+    SessionConflict,
     SessionGone,
     StoreUnavailable,
 )
@@ -43,9 +44,11 @@ async def unreachable() -> AsyncIterator[SessionManager]:
         yield manager
 
 
-def sending(manager: SessionManager, session_id: str | None = None, **terms: Any) -> Exchange:
+def sending(
+    manager: SessionManager, session_id: str | None = None, method: str = "GET", **terms: Any
+) -> Exchange:
     headers = [] if session_id is None else [(b"cookie", f"session={session_id}".encode())]
-    return Exchange(Terms(manager, COOKIE, **terms), iter(headers))
+    return Exchange(Terms(manager, COOKIE, **terms), iter(headers), method)
 
 
 def issuing(session: Session) -> Closing:
@@ -99,12 +102,12 @@ async def test_new_rotated_and_ended(manager: SessionManager) -> None:
 
 async def test_an_api_client(manager: SessionManager) -> None:
     terms = Terms(manager, Header())
-    exchange = Exchange(terms, [])
+    exchange = Exchange(terms, [], "GET")
     session = await exchange.load()
     session["a"] = 1
     await exchange.commit()
     assert exchange.closing() == Closing(("session-id", session.id), "Authorization")
-    exchange = Exchange(terms, [(b"authorization", f"Bearer {session.id}".encode())])
+    exchange = Exchange(terms, [(b"authorization", f"Bearer {session.id}".encode())], "GET")
     await manager.destroy(await exchange.load())
     assert exchange.closing() == Closing(("session-id", ""), "Authorization")
 
@@ -254,3 +257,51 @@ def test_terms_that_cannot_be_meant(terms: dict[str, Any], message: str) -> None
     Terms(**fine).check()
     with pytest.raises(ConfigurationError, match=message):
         Terms(**(fine | terms)).check()
+
+
+async def test_a_write_with_a_just_rotated_id_is_not_answered_with_a_yes(
+    manager: SessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = await manager.load(await stored(manager, cart=["apple"]))
+    old = session.id
+    await manager.rotate(session)
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        exchange = sending(manager, old, method)
+        (await exchange.load())["cart"] = ["pear"]
+        with pytest.raises(SessionConflict, match="new id"):
+            await exchange.commit()
+        assert exchange.closing().carried is None
+    looking = sending(manager, old)
+    (await looking.load())["views"] = 1
+    assert await looking.commit() is None
+    assert "was not saved" in caplog.text
+    assert looking.closing().carried is None
+    assert (await manager.load(session.id))["cart"] == ["apple"]
+
+
+async def test_what_is_put_in_after_the_end_begins_another_session(
+    manager: SessionManager,
+) -> None:
+    exchange = sending(manager, await stored(manager, cart=["apple"]), "POST")
+    session = await exchange.load()
+    await manager.destroy(session)
+    session["flash"] = "bye"
+    await exchange.commit()
+    carried = exchange.closing().carried
+    assert carried is not None
+    assert exchange.session is not None
+    assert carried == ("set-cookie", COOKIE.issue(exchange.session.id))
+    assert dict(await manager.load(exchange.session.id)) == {"flash": "bye"}
+
+
+async def test_what_was_there_when_it_was_found_gone_begins_none(manager: SessionManager) -> None:
+    session_id = await stored(manager, cart=["apple"])
+    exchange = sending(manager, session_id, "POST")
+    session = await exchange.load()
+    session["cart"].append("pear")
+    await manager.destroy(session_id)
+    with pytest.raises(SessionGone):
+        await manager.save(session)
+    session["flash"] = "bye"
+    assert await exchange.commit() is None
+    assert exchange.session is session

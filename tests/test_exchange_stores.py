@@ -35,9 +35,11 @@ async def unreachable() -> AsyncIterator[SessionManager]:
         yield manager
 
 
-def sending(manager: SessionManager, session_id: str | None = None, **terms: Any) -> Exchange:
+def sending(
+    manager: SessionManager, session_id: str | None = None, method: str = "GET", **terms: Any
+) -> Exchange:
     headers = [] if session_id is None else [(b"cookie", f"session={session_id}".encode())]
-    return Exchange(Terms(manager, COOKIE, **terms), iter(headers))
+    return Exchange(Terms(manager, COOKIE, **terms), iter(headers), method)
 
 
 def issuing(session: Session) -> Closing:
@@ -164,7 +166,7 @@ def migrating(manager: SessionManager, monkeypatch: pytest.MonkeyPatch) -> Sessi
 
 def switching(manager: SessionManager, peer: Any, line: str, outage: Outage = "error") -> Exchange:
     terms = Terms(manager, COOKIE, outage=outage, read_through=peer)
-    return Exchange(terms, iter([(b"cookie", line.encode())]))
+    return Exchange(terms, iter([(b"cookie", line.encode())]), "GET")
 
 
 async def test_a_session_that_is_taken_over_gets_our_cookie(migrating: SessionManager) -> None:

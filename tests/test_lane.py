@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -208,3 +209,48 @@ async def test_closing_tells_whoever_waits(valkey: Backend) -> None:
         results = await asyncio.gather(*loads, return_exceptions=True)
         assert {type(result) for result in results} == {StoreUnavailable}
     assert len(asyncio.all_tasks()) == 1
+
+
+def test_saving_while_all_tasks_are_cancelled(get_server: Callable[[str], Server]) -> None:
+    """The end of a program cancels the link's own tasks, too; what is saved then is not held up."""
+    saved: list[int] = []
+
+    async def work() -> None:
+        manager = SessionManager(get_server("valkey9").url)
+        (session_id,) = await owned(manager, 1)
+
+        async def worker(number: int) -> None:
+            session = await manager.load(session_id)
+            try:
+                while True:
+                    await manager.load(session_id)
+            finally:
+                session[f"key{number}"] = 1
+                async with asyncio.timeout(1):
+                    await manager.save(session)
+                saved.append(number)
+
+        tasks.extend(asyncio.create_task(worker(number)) for number in range(8))
+        await asyncio.sleep(0.1)
+
+    tasks: list[asyncio.Task[None]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # asyncio's: nobody closed the manager
+        asyncio.run(work())
+        tasks.clear()
+        gc.collect()
+    assert sorted(saved) == list(range(8))
+
+
+async def test_a_process_that_was_busy_does_not_blame_the_server(valkey: Backend) -> None:
+    manager = valkey.manager(timeout=1)
+    (session_id,) = await owned(manager, 1)
+    loads = [asyncio.create_task(manager.load(session_id)) for _ in range(3)]
+    await asyncio.sleep(0)
+    ((only,),) = manager._transport._lanes.values()  # type: ignore[attr-defined]
+    link = only._link
+    spin_until = time.monotonic() + 0.5
+    while time.monotonic() < spin_until:
+        pass
+    assert {session["owner"] for session in await asyncio.gather(*loads)} == {0}
+    assert only._link is link

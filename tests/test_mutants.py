@@ -73,7 +73,7 @@ async def guarded(backend: Backend) -> None:
 SCRIPT_MUTANTS: dict[str, tuple[str, str, str, Scenario]] = {
     "no commit id": (
         "commit",
-        "if string.find(blob, id, found and base + 1 or 1, true) then",
+        "if string.find(blob, id, 1, true) then",
         "if false then",
         faults,
     ),

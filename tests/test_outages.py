@@ -108,6 +108,42 @@ async def test_refusals_are_definite_and_named(
         assert code == "WRONGTYPE" or not await redis.exists(key)
 
 
+async def test_readonly_passes_with_the_failover_aspnet_redis_providers_130(
+    server: Callable[..., Server],
+) -> None:
+    store = await asyncio.to_thread(server)
+    async with Redis.from_url(store.url) as redis, SessionManager(store.url) as manager:
+        session = await manager.load()
+        session["a"] = 1
+        await manager.save(session)
+        await redis.replicaof("127.0.0.1", "1")
+        session["a"] = 2
+        save = asyncio.create_task(manager.save(session))
+        while not (await redis.info("commandstats")).get("cmdstat_set", {}).get("rejected_calls"):
+            assert not save.done()
+        await redis.replicaof("no", "one")
+        await save
+        assert (await manager.load(session.id))["a"] == 2
+
+
+async def test_a_server_without_memory_still_reads(server: Callable[..., Server]) -> None:
+    store = await asyncio.to_thread(server)
+    async with (
+        Redis.from_url(store.url) as redis,
+        SessionManager(store.url, idle_timeout=5, absolute_timeout=5) as manager,
+    ):
+        session = await manager.load()
+        session["a"] = 1
+        await manager.save(session)
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await redis.config_set("maxmemory", "1")
+        seen = session.last_seen
+        await asyncio.sleep(0.6)  # a tenth of the idle timeout: the next load would note it
+        again = await manager.load(session.id)
+        assert (dict(again), again.last_seen) == ({"a": 1}, seen)
+        await manager.touch(again)
+
+
 async def test_wrong_password_and_missing_rights(server: Callable[..., Server]) -> None:
     store = await asyncio.to_thread(server, requirepass="right")
     wrong = store.url.replace("right", "wrong")

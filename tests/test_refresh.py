@@ -322,3 +322,24 @@ async def test_refreshing_among_writers(real_backend: Backend) -> None:
     await manager.save(socket)
     assert socket["n"] == len(socket["tags"]) == len({*socket["tags"]}) == 80
     assert dict(await manager.load(session.id)) == dict(socket)
+
+
+async def test_refreshing_twice_claims_nothing_that_others_did(backend: Backend) -> None:
+    """What they added is theirs: it is not added again, and stays deleted if they delete it."""
+    for deleted in (False, True):
+        manager = backend.manager()
+        async with manager.session() as session:
+            session["d"] = {"a": 1}
+        mine = await manager.load(session.id)
+        mine["d"]["a"] = 2
+        async with manager.session(session.id) as theirs:
+            theirs["d"]["a"], theirs["d"]["c"] = 3, ["item"]
+        await manager.refresh(mine)
+        await manager.refresh(mine)
+        if deleted:
+            async with manager.session(session.id) as theirs:
+                del theirs["d"]["c"]
+        commit = await manager.save(mine)
+        assert commit.overwritten == ("d",)
+        stored = dict(await manager.load(session.id))
+        assert stored == {"d": {"a": 2} if deleted else {"a": 2, "c": ["item"]}}

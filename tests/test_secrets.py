@@ -7,11 +7,18 @@ import logging
 import traceback
 
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 from support.backends import Backend
 from support.proxy import Fault, FaultProxy, is_script
+from support.web import cookie, serve
 
 from asyncsession import SessionError, SessionManager, merge
 from asyncsession.ids import index_key, session_handle, store_key
+from asyncsession.integrations.asgi import SessionMiddleware
 
 VALUE = "hunter2-is-a-value"
 PRINCIPAL = "user:jane@example.org"
@@ -85,6 +92,49 @@ async def test_redis_never_receives_an_id(valkey: Backend) -> None:
     assert len(sent) > 1000
     for session_id in ids:
         assert session_id.partition(".")[2].encode() not in sent
+
+
+async def test_a_web_application_logs_nothing(
+    valkey: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    manager = valkey.manager(merge={"guarded": merge.reject})
+    session = await manager.load()
+    session["secret"] = VALUE
+    await manager.save(session)
+    ids = {session.id}
+    await manager.rotate(session)
+    ids.add(session.id)
+
+    async def change(request: Request) -> Response:
+        request.session["secret"] = VALUE + "2"
+        if "fail" in request.query_params:
+            raise RuntimeError("on purpose")
+        if "destroy" in request.query_params:
+            await manager.destroy(request.session.id)  # type: ignore[attr-defined]
+        return PlainTextResponse("changed")
+
+    routes = [Route("/", change, methods=["GET", "POST"])]
+    options = {"manager": manager, "secure": False, "keep_on_exception": True}
+    app = Starlette(routes=routes, middleware=[Middleware(SessionMiddleware, **options)])  # type: ignore[arg-type]
+    statuses = []
+    async with serve(app) as browser:
+        for session_id in [*sorted(ids), "abc." + "z" * 32]:
+            for request in ("GET /", "POST /", "GET /?fail", "GET /?destroy"):
+                method, path = request.split()
+                response = await browser.request(method, path, headers=cookie(session_id))
+                statuses.append(response.status_code)
+                browser.cookies.clear()
+    assert {200, 409, 500} <= set(statuses)
+    logged = "\n".join(
+        record.getMessage() + "".join(traceback.format_exception(*(record.exc_info or (None,) * 3)))
+        for record in caplog.records
+        if not record.name.startswith(("httpx", "httpcore"))  # the browser's own
+    )
+    assert "was not saved" in logged
+    assert VALUE not in logged
+    for session_id in ids:
+        assert session_id.partition(".")[2] not in logged
 
 
 async def test_outages_show_nothing(caplog: pytest.LogCaptureFixture) -> None:

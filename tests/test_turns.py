@@ -171,6 +171,27 @@ async def test_turns_are_in_order_and_survive_cancelled_tasks() -> None:
     assert order == [0, 2, 3]
 
 
+async def test_who_comes_when_a_turn_has_just_ended_waits_for_the_next_one_like_the_others() -> (
+    None
+):
+    turns, over = Turns(), asyncio.Event()
+    first = await turns.take("a", 1)
+
+    async def follow() -> None:
+        turn = await turns.take("a", 10)
+        await over.wait()
+        turn.end()
+
+    follower = asyncio.create_task(follow())
+    await asyncio.sleep(0)
+    first.end()
+    second = await asyncio.wait_for(turns.take("a", 0.05), 1)
+    assert second.has_waited
+    over.set()
+    await follower
+    second.end()
+
+
 async def test_nothing_is_kept_of_a_session_that_nobody_is_at() -> None:
     turns = Turns()
     turn = await turns.take("a", 1)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
+import socket
+import struct
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -75,3 +79,62 @@ def test_a_silent_server_is_given_up_and_found_again(get_server: Callable[[str],
             await manager.aclose()
 
     run(work())
+
+
+class Resetter(threading.Thread):
+    """Carries connections to a server, one after the other, until they are to be reset."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._target = port
+        self._tell, self._told = socket.socketpair()
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            upstream = socket.create_connection(("127.0.0.1", self._target))
+            with client, upstream:
+                sources = [client, upstream, self._told]
+                while self._told not in (ready := select.select(sources, [], [])[0]):
+                    for one, other in ((client, upstream), (upstream, client)):
+                        if one in ready and not (data := one.recv(65536)):
+                            sources = [self._told]
+                        elif one in ready:
+                            other.sendall(data)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if self._told.recv(1) == b"e":
+                return
+
+    def reset(self, last: bytes = b"r") -> None:
+        self._tell.send(last)
+
+    def end(self) -> None:
+        self.reset(b"e")
+        self.join()
+        for one in (self._listener, self._tell, self._told):
+            one.close()
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_idle_connection_that_was_reset(
+    get_server: Callable[[str], Server], make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    between = Resetter(get_server("valkey9").port)
+
+    async def work() -> None:
+        manager = SessionManager(f"redis://127.0.0.1:{between.port}")
+        async with manager.session() as session:
+            session["n"] = 1
+        for together in (1, 3):
+            between.reset()
+            await asyncio.sleep(0.05)
+            loads = await asyncio.gather(*(manager.load(session.id) for _ in range(together)))
+            assert {load["n"] for load in loads} == {1}
+        await manager.aclose()
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(work())
+    between.end()

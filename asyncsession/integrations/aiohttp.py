@@ -168,7 +168,9 @@ class _Sessions:
                 return await handler(request)
             finally:
                 request[_CURRENT] = outer
-        visit = Visit(Exchange(self._terms, request.raw_headers), outer, self._every)
+        visit = Visit(
+            Exchange(self._terms, request.raw_headers, request.method), outer, self._every
+        )
         if outer is None:
             request[_VISITS] = {}
         request[_VISITS][self] = request[_CURRENT] = visit
@@ -243,6 +245,7 @@ class _Sessions:
         """Return what answers an error; None if that is not ours to do."""
         if visit.override is not None:
             return visit.override
+        visit.exchange.note(error)
         answer = answer_to(error)
         if answer is None:
             if error is not visit.failure:
@@ -254,19 +257,20 @@ class _Sessions:
             return websocket
         if visit.is_started or request.writer.output_size:
             return None
-        response = await self._overridden(request, error)
-        if response is None:
-            note(error)
-            response = response_of(answer)
-        return response
+        note(error)
+        return await self._overridden(request, error) or response_of(answer)
 
     async def _overridden(
         self, request: web.Request, error: Exception
     ) -> web.StreamResponse | None:
         if self._on_error is None:
             return None
-        response = self._on_error(request, error)
-        return await response if inspect.isawaitable(response) else response
+        result = self._on_error(request, error)
+        response = await result if inspect.isawaitable(result) else result
+        if response is not None and not isinstance(response, web.StreamResponse):
+            kind = type(response).__name__
+            raise ConfigurationError(f"on_error: returns a response, or None, not {kind}")
+        return response
 
 
 _SETUP = web.AppKey("asyncsession", _Sessions)

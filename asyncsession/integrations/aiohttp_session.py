@@ -106,7 +106,9 @@ class Storage(aiohttp_session.AbstractStorage):
         """
         exchange = self._exchange(request)
         with _answering(exchange):
-            return _Facade(await exchange.load(), self._cookie, exchange)
+            session = await exchange.load()
+            exchange.read_all()  # errors that a handler lets pass do not come by here
+            return _Facade(session, self._cookie, exchange)
 
     async def save_session(
         self,
@@ -134,7 +136,7 @@ class Storage(aiohttp_session.AbstractStorage):
         dress(response.headers, facade.closing(exchange))
 
     def _exchange(self, request: web.Request) -> Exchange:
-        exchange = Exchange(self._terms, request.raw_headers)
+        exchange = Exchange(self._terms, request.raw_headers, request.method)
         exchange.is_asked = True
         return exchange
 
@@ -153,10 +155,15 @@ class Storage(aiohttp_session.AbstractStorage):
             exchange.session = fresh
         else:
             former.clear()
-            former.update(fresh)
-            former.principal = fresh.principal
-            await manager.rotate(former)
-            facade.keep(former)
+            await manager.rotate(former)  # with nothing in it: another rotation may be faster
+            if former.is_stale:  # and then its session is not for this client to put things into
+                await manager.save(fresh)
+                exchange.session = fresh
+            else:
+                former.update(fresh)
+                former.principal = fresh.principal
+                await manager.save(former)
+                facade.keep(former)
         facade.exchange = exchange
 
     async def _end(self, exchange: Exchange, fresh: Session) -> None:

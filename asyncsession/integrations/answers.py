@@ -1,4 +1,7 @@
-"""What a client is told when its session stands in the way of its request, in any framework."""
+"""What a client is told when its session stands in the way of its request, in any framework.
+
+`answer_to` is public: an application's `on_error` may use its status and `retry_after`.
+"""
 
 from __future__ import annotations
 

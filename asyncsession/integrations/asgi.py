@@ -191,7 +191,7 @@ class SessionMiddleware:
             if exchange.terms[:2] == self._terms[:2]:
                 await self._inside(exchange, scope, receive, send)
                 return
-        exchange = Exchange(self._terms, scope.get("headers", ()))
+        exchange = Exchange(self._terms, scope.get("headers", ()), scope.get("method", "GET"))
         serve = self._respond if kind == "http" else self._converse
         await serve(exchange, scope, receive, send)
 
@@ -224,10 +224,12 @@ class SessionMiddleware:
         except Exception as error:
             if response.is_started:
                 raise
+            exchange.note(response.failure or error)
             app = response.override or await self._answer(scope, response.failure or error)
             if app is None:
-                if response.failure is None:
-                    await exchange.fail()
+                if response.failure is not None:  # frameworks wrap what they did not expect
+                    raise response.failure from None
+                await exchange.fail()
                 raise
             await app(scope, receive, response.reply)
 
@@ -259,11 +261,8 @@ class SessionMiddleware:
         answer = answer_to(error)
         if answer is None:
             return None
-        app = await _overridden(self._on_error, scope, error)
-        if app is None:
-            note(error)
-            app = responding(answer)
-        return app
+        note(error)
+        return await _overridden(self._on_error, scope, error) or responding(answer)
 
 
 class _Response:
@@ -331,4 +330,7 @@ async def _overridden(on_error: OnError | None, scope: Scope, error: Exception) 
     if on_error is None:
         return None
     answer = on_error(scope, error)
-    return await answer if inspect.isawaitable(answer) else answer
+    app = await answer if inspect.isawaitable(answer) else answer
+    if app is not None and not callable(app):
+        raise ConfigurationError(f"on_error: returns a response, or None, not {type(app).__name__}")
+    return app

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http.cookies import CookieError, Morsel
-from typing import ClassVar, Literal, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 from asyncsession.errors import ConfigurationError
 from asyncsession.ids import is_session_id
@@ -56,6 +56,10 @@ class Cookie:
     partitioned: bool = False
 
     def __post_init__(self) -> None:
+        kinds = {"name": str, "secure": bool, "path": str, "partitioned": bool}
+        for attribute, kind in kinds.items():
+            if not isinstance(getattr(self, attribute), kind):
+                raise ConfigurationError(f"{attribute} of the cookie: a {kind.__name__}")
         if not self.name:
             host_only = self.secure and self.path == "/" and self.domain is None
             object.__setattr__(self, "name", "__Host-session" if host_only else "session")
@@ -142,8 +146,13 @@ def cookie_of(options: CookieOptions) -> Cookie:
         TypeError: a keyword that is none of `CookieOptions`.
         ConfigurationError: browsers would refuse it.
     """
-    attributes = {**options}
-    return Cookie(name=str(attributes.pop("cookie_name", "")), **attributes)  # type: ignore[arg-type]
+    known = CookieOptions.__annotations__
+    if unknown := sorted(options.keys() - known.keys()):
+        raise TypeError(
+            f"unknown options: {', '.join(unknown)}; the cookie's are {', '.join(known)}"
+        )
+    attributes: dict[str, Any] = {**options}
+    return Cookie(name=attributes.pop("cookie_name", ""), **attributes)
 
 
 def sent_values(raw_headers: Iterable[tuple[bytes, bytes]], name: str) -> list[bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -17,10 +18,11 @@ from asyncsession.adoption import Source
 from asyncsession.errors import (
     ConfigurationError,
     InvalidSessionData,
+    SessionConflict,
     SessionGone,
     StoreUnavailable,
 )
-from asyncsession.integrations.cookies import sent_values
+from asyncsession.integrations.cookies import Cookie, sent_values
 from asyncsession.manager import SessionManager
 from asyncsession.session import Session
 
@@ -45,6 +47,8 @@ _PROMPT = 2.0
 """Seconds after its load in which a request that finds its session gone still makes the client
 forget the id. A user who has logged out and in again meanwhile would lose the new one; nobody does
 both in so short a time. After a slower request the next load that finds nothing sees to it."""
+
+_SAFE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 9110 9.2.1
 
 _log = logging.getLogger("asyncsession")
 
@@ -106,7 +110,10 @@ class Terms(NamedTuple):
             raise ConfigurationError("manager: a SessionManager")
         if self.outage not in ("error", "anonymous"):
             raise ConfigurationError('outage: "error" or "anonymous"')
-        if self.read_through is not None and self.carrier.header != "set-cookie":
+        source = self.read_through
+        if source is not None and not callable(getattr(source, "peer_id", None)):
+            raise ConfigurationError("read_through: one of the sources of asyncsession.migration")
+        if source is not None and self.carrier.header != "set-cookie":
             raise ConfigurationError(
                 "read_through: the ids of other libraries come in cookies, and a client that "
                 "sends its id in a header sends none"
@@ -141,6 +148,11 @@ class _Sent(Enum):
 class Exchange:
     """The session of one request.
 
+    Args:
+        terms: as declared by the application.
+        raw_headers: of the request.
+        method: of the request, in capitals.
+
     Attributes:
         terms: as declared by the application.
         session: what was loaded; None until then.
@@ -148,10 +160,20 @@ class Exchange:
             it whether or not a key was looked at. For integrations to set.
     """
 
-    __slots__ = ("_loaded_at", "_peer_id", "_sent", "_sent_id", "is_asked", "session", "terms")
+    __slots__ = (
+        "_is_safe",
+        "_loaded_at",
+        "_peer_id",
+        "_sent",
+        "_sent_id",
+        "is_asked",
+        "session",
+        "terms",
+    )
 
-    def __init__(self, terms: Terms, raw_headers: RawHeaders) -> None:
+    def __init__(self, terms: Terms, raw_headers: RawHeaders, method: str) -> None:
         self.terms = terms
+        self._is_safe = method in _SAFE
         self.session: Session | None = None
         self.is_asked = False
         self._sent = _Sent.NONE
@@ -163,7 +185,7 @@ class Exchange:
             pairs = list(raw_headers)
             self._sent_id = terms.carrier.read(pairs)
             values = sent_values(pairs, terms.read_through.cookie_name)
-            if self._sent_id is None and len(values) == 1:
+            if self._sent_id is None and len(values) == 1 and not self._is_doubtful(pairs):
                 self._peer_id = terms.read_through.peer_id(values[0])
 
     async def load(self) -> Session:
@@ -190,6 +212,8 @@ class Exchange:
             The error that says so, for the application to hear of.
 
         Raises:
+            SessionConflict: the id was rotated away a moment ago, so that nothing can be saved, and
+                the request is not one that only looks (RFC 9110 9.2.1).
             What `SessionManager.save` raises but for `SessionGone`.
         """
         session, manager = self.session, self.terms.manager
@@ -198,11 +222,16 @@ class Exchange:
         if session.is_destroyed:
             if self._sent is _Sent.UNKNOWN:  # a logout, and not of the session that was meant
                 await self._destroy_sent()
-            return None
+            if self._sent is _Sent.ROTATED and session.is_new and not session.was_sent:
+                self._drop()  # neither this
+            if not session.is_new:
+                return None  # it was found gone, with what it held
+            session = self.session = await self._begin_anew(session)
         if not session.modified:
             return None
         is_lost = session.is_stale and session.is_new  # saved as it is, nobody could ever load it
         if is_lost and session.held_principal is None:
+            self._drop()
             return None
         try:
             # Whoever logs in, also with an id that was just rotated away, gets one of their own.
@@ -229,10 +258,38 @@ class Exchange:
         session = self.session
         if not self.terms.keep_on_exception or session is None or session.is_new:
             return
+        if session.held_principal != session.stored_principal:
+            return  # a login that was not completed
         try:
             await self.commit()
         except Exception:
             _log.exception("the changes of a request that failed could not be kept")
+
+    def note(self, error: Exception) -> None:
+        """Take note of an error that is answered in place of the application.
+
+        Values are unpacked when they are asked for, so a session that loads may still hold what
+        cannot be read. A client that keeps its id would meet that with every request.
+        """
+        if isinstance(error, InvalidSessionData):
+            with suppress(InvalidSessionData):  # else another's, which was only listed
+                self.read_all()
+
+    def read_all(self) -> None:
+        """See whether all that the session holds can be read.
+
+        Raises:
+            InvalidSessionData: some of it cannot; the client is made to forget the id.
+        """
+        log = self.session.log if self.session is not None else None
+        if log is None:
+            return
+        try:
+            for key in log.keys():  # noqa: SIM118  a log is no mapping
+                log.value(key)
+        except InvalidSessionData:
+            self._sent = _Sent.UNREADABLE
+            raise
 
     def closing(self) -> Closing:
         """Return what the headers of the response have to say."""
@@ -245,6 +302,11 @@ class Exchange:
             None if value is None else (carrier.header, value),
             carrier.varies if value is not None or is_touched else None,
         )
+
+    def _is_doubtful(self, pairs: RawHeaders) -> bool:
+        """Tell whether there are several cookies of our name, one of which was planted."""
+        carrier = self.terms.carrier
+        return isinstance(carrier, Cookie) and len(sent_values(pairs, carrier.name)) > 1
 
     async def _look_up(self) -> tuple[Session, _Sent]:
         manager = self.terms.manager
@@ -276,10 +338,35 @@ class Exchange:
             return await manager.load(self._sent_id)
         return await manager.load_through(source, self._peer_id)
 
+    async def _begin_anew(self, ended: Session) -> Session:
+        """Return a session of its own for what was put into one after it was ended."""
+        session = await self.terms.manager.load(None)
+        session.update(ended)
+        if ended.held_principal is not None:
+            session.principal = ended.held_principal
+        return session if session.modified else ended
+
+    def _drop(self) -> None:
+        """Tell whoever has to know that changes go nowhere: the session was never theirs to change.
+
+        Raises:
+            SessionConflict: the request was meant to change something, and can be sent again.
+        """
+        if self._sent is not _Sent.ROTATED:
+            return  # the store is down; that was said when the session was looked for
+        if not self._is_safe:
+            raise SessionConflict("the session has a new id; send the request again with that")
+        _log.warning("what a request put into its session was not saved: its id was rotated away")
+
     async def _destroy_sent(self) -> None:
         """End the session that could not be loaded, so that its user is logged out indeed."""
-        await self.terms.manager.destroy(await self._find())
-        self._sent = _Sent.DEAD
+        session = await self._find()
+        await self.terms.manager.destroy(session)
+        if session.is_stale:  # what was meant has another id by now
+            self._sent = _Sent.ROTATED
+            self._drop()
+        else:
+            self._sent = _Sent.DEAD
 
     def _carried(self) -> str | None:
         carrier, session = self.terms.carrier, self.session
@@ -293,6 +380,7 @@ class Exchange:
             return carrier.clear() if is_known and is_prompt and not session.is_stale else None
         if session.is_new:
             return carrier.clear() if is_known else None
-        if session.is_stale or session.id == self._sent_id:
+        is_unconfirmed = session.joining is not None and session.is_newcomer
+        if session.is_stale or is_unconfirmed or session.id == self._sent_id:
             return None
         return carrier.issue(session.id)

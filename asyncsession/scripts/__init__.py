@@ -1,6 +1,7 @@
 """The Lua scripts, by name, with the SHA-1 under which a server keeps them.
 
-Each file opens with its contract: keys, arguments, replies. A test holds them to it.
+Each file opens with its contract: keys, arguments, replies. A test holds them to it. What they
+share stands in numbers.lua, and goes before each: a script cannot include another.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ class Script(NamedTuple):
     sha: str
 
 
+def _text(name: str) -> str:
+    return files(__name__).joinpath(f"{name}.lua").read_text("utf-8")
+
+
 def _read(name: str) -> Script:
-    source = files(__name__).joinpath(f"{name}.lua").read_text("utf-8")
+    source = _text("numbers") + _text(name)
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 

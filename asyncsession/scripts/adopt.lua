@@ -22,15 +22,6 @@
 local OK, GONE, LATE, UNREADABLE = 1, 4, 7, 8
 local SLACK = 1000 -- ms that a sender's idea of this clock may run ahead of it
 
-local function bytes(n, size)
-  local out = {}
-  for i = size, 1, -1 do
-    out[i] = string.char(n % 256)
-    n = math.floor(n / 256)
-  end
-  return table.concat(out)
-end
-
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local mark = redis.call('GET', KEYS[1])
@@ -42,7 +33,7 @@ if not KEYS[2] then return {GONE, now, ''} end
 
 local issued = tonumber(ARGV[8])
 if issued > now + SLACK or now > issued + ARGV[9] then return {LATE, now, ''} end
-local header = ARGV[3] .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. bytes(0, 16)
+local header = ARGV[3] .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. string.rep('\0', 16)
 redis.call('SET', KEYS[2], header .. ARGV[4] .. bytes(now, 6) .. ARGV[5], 'PX', ARGV[6])
 if ARGV[2] == '0' then
   redis.call('SET', KEYS[1], ARGV[1])

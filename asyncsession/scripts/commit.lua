@@ -36,22 +36,6 @@ local HEAD, HEADER, TRAILER = 12, 40, 22
 local SLACK = 1000 -- ms that a committer's idea of this clock may run ahead of it
 local sub = string.sub
 
-local function number(text, at, size)
-  local a, b, c, d, e, f = string.byte(text, at, at + size - 1)
-  if size == 2 then return a * 256 + b end
-  local n = ((a * 256 + b) * 256 + c) * 256 + d
-  return e and (n * 256 + e) * 256 + f or n
-end
-
-local function bytes(n, size)
-  local low = n % 0x1000000
-  local high = (n - low) / 0x1000000
-  local out = string.char(
-    math.floor(high / 0x10000), math.floor(high / 0x100) % 0x100, high % 0x100,
-    math.floor(low / 0x10000), math.floor(low / 0x100) % 0x100, low % 0x100)
-  return string.sub(out, -size)
-end
-
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local head, id, guards = ARGV[1], ARGV[2], ARGV[9]
@@ -81,6 +65,7 @@ else
   local kind = sub(blob, 4, 4)
   if kind == 'M' then return reply(MOVED, 0, sub(blob, HEAD + 1)) end
   if kind ~= 'L' then return reply(GONE) end
+  if #blob < HEADER then return reply(UNREADABLE) end
 end
 
 local retired, forgotten = number(blob, 37, 4), number(blob, 31, 6)
@@ -97,8 +82,7 @@ local function answer(code)
   return reply(code, unseen())
 end
 
--- A copy that was done came after its base; where the base is gone, it may stand anywhere.
-if string.find(blob, id, found and base + 1 or 1, true) then return answer(APPLIED) end
+if string.find(blob, id, 1, true) then return answer(APPLIED) end
 if outside or rotated or issued <= forgotten or (creating and #blob > log) then
   return reply(LATE)
 end

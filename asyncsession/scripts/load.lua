@@ -16,21 +16,6 @@
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
 local HEAD, HEADER, TRAILER = 12, 40, 22
 
-local function number(text, at, size)
-  local a, b, c, d, e, f = string.byte(text, at, at + size - 1)
-  local n = ((a * 256 + b) * 256 + c) * 256 + d
-  return e and (n * 256 + e) * 256 + f or n
-end
-
-local function bytes(n, size)
-  local out = {}
-  for i = size, 1, -1 do
-    out[i] = string.char(n % 256)
-    n = math.floor(n / 256)
-  end
-  return table.concat(out)
-end
-
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local blob = redis.call('GET', KEYS[1])
@@ -56,8 +41,10 @@ if ttl > 0 and stamp > HEADER + retired and now - number(blob, stamp, 6) >= inte
   local at = HEADER + retired + 1
   while at < stamp do at = at + 4 + number(blob, at, 4) end
   if at == #blob + 1 then -- whole frames; a damaged log is left as it is
-    redis.call('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6))
-    blob = string.sub(blob, 1, stamp - 1) .. bytes(now, 6) .. string.sub(blob, stamp + 6)
+    -- A server that is out of memory refuses this; reading goes on.
+    if redis.pcall('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6)) == #blob then
+      blob = string.sub(blob, 1, stamp - 1) .. bytes(now, 6) .. string.sub(blob, stamp + 6)
+    end
   end
 end
 if retired == 0 then return {OK, now, blob} end

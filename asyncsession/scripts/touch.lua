@@ -14,21 +14,6 @@
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
 local HEAD, HEADER, TRAILER = 12, 40, 22
 
-local function number(text, at, size)
-  local n = 0
-  for i = at, at + size - 1 do n = n * 256 + string.byte(text, i) end
-  return n
-end
-
-local function bytes(n, size)
-  local out = {}
-  for i = size, 1, -1 do
-    out[i] = string.char(n % 256)
-    n = math.floor(n / 256)
-  end
-  return table.concat(out)
-end
-
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local head = ARGV[1]
@@ -48,6 +33,6 @@ if ttl > redis.call('PTTL', KEYS[1]) then
 end
 local stamp = redis.call('STRLEN', KEYS[1]) - TRAILER
 if now > number(redis.call('GETRANGE', KEYS[1], stamp, stamp + 5), 1, 6) then
-  redis.call('SETRANGE', KEYS[1], stamp, bytes(now, 6))
+  redis.pcall('SETRANGE', KEYS[1], stamp, bytes(now, 6)) -- not if the server is out of memory
 end
 return {OK, now, ''}

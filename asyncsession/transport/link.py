@@ -25,6 +25,8 @@ from asyncsession.transport.faults import BROKEN, after_sending
 __all__ = ["Link", "Word"]
 
 _MAX_WAITING = 1024  # calls on their way at once; more wait for their turn
+_STALLED = 0.1  # seconds that an alarm rings late if the event loop was held up
+_GRACE = 0.02  # seconds for reading what came in the meantime
 
 # An error reply answers one call. LOADING comes as one, too, though redis-py files it elsewhere.
 _ERROR_REPLIES = (ResponseError, BusyLoadingError)
@@ -46,6 +48,7 @@ class Link:
         self._alarm: asyncio.TimerHandle | None = None  # one for all that wait, not one for each
         self._rings_at = math.inf
         self._has_room = asyncio.Event()
+        self._has_stalled = False
         self._has_failed = False
 
     @property
@@ -87,9 +90,9 @@ class Link:
         packed = hiredis.pack_command(command)  # type: ignore[arg-type]
         reply = self._loop.create_future()
         self._wait(reply, patience, silence)
-        if not self._outbox:
-            self._start(self._flush())
         self._outbox.append(packed)
+        if len(self._outbox) == 1:  # after it is in there: an eager task begins at once
+            self._start(self._flush())
         return reply
 
     async def ask(self, command: tuple[Word, ...], silence: float) -> Any:
@@ -98,7 +101,7 @@ class Link:
         reply = self._loop.create_future()
         self._wait(reply, math.inf, silence)
         try:
-            await self._connection.send_packed_command(packed, check_health=False)
+            await self._send(packed)
             await self._read(reply)
         except Exception as error:
             await self._broke(error)
@@ -145,10 +148,17 @@ class Link:
 
     def _ring(self) -> None:
         """Tell those whose time is up, and see whether the server is silent."""
+        due = self._rings_at
         self._alarm, self._rings_at = None, math.inf
         if not self._waiting:
             return
         now = self._loop.time()
+        if now - due > _STALLED and not self._has_stalled:
+            # It was this process that was busy, and the replies may have come meanwhile.
+            self._has_stalled = True
+            self._set_alarm(now + _GRACE)
+            return
+        self._has_stalled = False
         if now >= self._heard + self._silence:
             self._start(self.fail(TimeoutError("the server is silent")))
             return
@@ -206,9 +216,15 @@ class Link:
         if not batch:
             return
         try:
-            await self._connection.send_packed_command(batch, check_health=False)
+            await self._send(batch)
         except Exception as error:
             await self._broke(error)
+
+    async def _send(self, packed: bytes | list[bytes]) -> None:
+        try:
+            await self._connection.send_packed_command(packed, check_health=False)
+        except RuntimeError as error:  # uvloop's word for a transport that was reset meanwhile
+            raise ConnectionError(str(error)) from error
 
     async def _broke(self, error: Exception) -> None:
         if self._has_failed:
@@ -222,4 +238,9 @@ class Link:
     def _start(self, work: Any) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() and not self._has_failed:  # by whoever ends all tasks of the loop
+            self._start(self.fail(ConnectionError("the link's own task was cancelled")))

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import httpx
 import uvicorn
 import websockets
+from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -19,8 +20,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from asyncsession import SessionManager, merge
+from asyncsession.blob import encode_frame
+from asyncsession.delta import Op
+from asyncsession.ids import session_handle, store_key
 from asyncsession.integrations.asgi import SessionMiddleware
 from asyncsession.integrations.cookies import Cookie
+from asyncsession.transport import embedded
 
 __all__ = [
     "CLEARED",
@@ -38,6 +43,7 @@ __all__ = [
     "plain",
     "serve",
     "stored",
+    "stored_by_a_newer_version",
     "unreachable_manager",
 ]
 
@@ -156,6 +162,18 @@ async def stored(manager: SessionManager, **values: Any) -> str:
     session.update(values)
     await manager.save(session)
     return session.id
+
+
+async def stored_by_a_newer_version(manager: SessionManager) -> str:
+    """Return the id of a session that loads, and has a value of a type that nobody knows yet."""
+    session_id = await stored(manager, a=1)
+    key = store_key(manager._settings.prefix, session_handle(session_id))
+    frame = encode_frame({"new": bytes((Op.SET,)) + b"\xd4\x63\x00"})
+    async with Redis(unix_socket_path=embedded.socket_path("web")) as redis:
+        stamp: Any = await redis.getrange(key, -22, -17)
+        whole: Any = frame + stamp + secrets.token_bytes(16)
+        await redis.append(key, whole)
+    return session_id
 
 
 def cookie(session_id: str) -> dict[str, str]:
