@@ -34,7 +34,7 @@ from asyncsession.protocol import BlockingTransport, Call, Refused
 from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
 from asyncsession.transport.faults import BROKEN, after_sending, before_sending
-from asyncsession.transport.options import Options, for_connection, read_url
+from asyncsession.transport.options import Options, Word, for_connection, read_url, words_of
 
 __all__ = ["PoolTransport", "of_client", "of_embedded", "of_url"]
 
@@ -44,8 +44,6 @@ _SHORTEST = 0.001  # seconds; to a socket, 0 would mean not to wait at all
 _POOL_ONLY = ("maint", "orig_", "oss_")
 """What pools tell their connections about notifications of maintenance, which come on RESP3 alone.
 They lead back to the pool that a connection was made for."""
-
-Word = bytes | str
 
 
 def of_url(url: str, size: int) -> BlockingTransport:
@@ -106,7 +104,7 @@ class PoolTransport:
         if pool.forks != forks.count():
             pool = self._pool = _Pool(self._options, self._size)
         script = SCRIPTS[call.script]
-        words = (str(len(call.keys)), *call.keys, *map(_word, call.args))
+        words = words_of(call)
         reply: list[Any]
         try:
             try:
@@ -252,11 +250,6 @@ def _make(options: Options) -> AbstractConnection:
     own = for_connection(options, retry=Retry(NoBackoff(), 0))
     kind: type[AbstractConnection] = own.pop("connection_class", Connection)
     return kind(**own)
-
-
-def _word(argument: Word | int) -> Word:
-    # hiredis 3.5 crashes if a signal handler raises while it is writing out a number.
-    return str(argument) if isinstance(argument, int) else argument
 
 
 def _left(ends: float) -> float:

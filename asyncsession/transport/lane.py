@@ -17,7 +17,8 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection
 
 from asyncsession.transport.faults import BROKEN, after_sending, before_sending
-from asyncsession.transport.link import Link, Word
+from asyncsession.transport.link import Link
+from asyncsession.transport.options import Word
 
 __all__ = ["Lane"]
 

@@ -28,7 +28,7 @@ from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
 from asyncsession.transport.faults import after_sending
 from asyncsession.transport.lane import Lane
-from asyncsession.transport.options import Options, for_connection, read_url
+from asyncsession.transport.options import Options, for_connection, read_url, words_of
 
 __all__ = ["LaneTransport", "of_client", "of_embedded", "of_url"]
 
@@ -106,13 +106,13 @@ class LaneTransport:
             lanes = await self._lanes_of(_running_loop())
         lane = next(lanes)
         script = SCRIPTS[call.script]
-        keys, args, timeout = call.keys, call.args, call.timeout
+        words, timeout = words_of(call), call.timeout
         reply: list[Any]
         try:
             try:
-                reply = await lane.call(("EVALSHA", script.sha, len(keys), *keys, *args), timeout)
+                reply = await lane.call(("EVALSHA", script.sha, *words), timeout)
             except NoScriptError:
-                reply = await lane.call(("EVAL", script.source, len(keys), *keys, *args), timeout)
+                reply = await lane.call(("EVAL", script.source, *words), timeout)
         except RedisError as error:
             raise after_sending(error) from error
         return reply

@@ -21,8 +21,9 @@ from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
 
 from asyncsession.protocol import Lost
 from asyncsession.transport.faults import BROKEN, after_sending
+from asyncsession.transport.options import Word
 
-__all__ = ["Link", "Word"]
+__all__ = ["Link"]
 
 _MAX_WAITING = 1024  # calls on their way at once; more wait for their turn
 _STALLED = 0.1  # seconds that an alarm rings late if the event loop was held up
@@ -30,8 +31,6 @@ _GRACE = 0.02  # seconds for reading what came in the meantime
 
 # An error reply answers one call. LOADING comes as one, too, though redis-py files it elsewhere.
 _ERROR_REPLIES = (ResponseError, BusyLoadingError)
-
-Word = bytes | str | int
 
 
 class Link:

@@ -9,10 +9,12 @@ from typing import Any
 from redis.driver_info import DriverInfo
 
 from asyncsession.errors import ConfigurationError
+from asyncsession.protocol import Call
 
-__all__ = ["Options", "for_connection", "read_url"]
+__all__ = ["Options", "Word", "for_connection", "read_url", "words_of"]
 
 Options = dict[str, Any]
+Word = bytes | str
 
 # For CLIENT LIST. Made once: redis-py would look its version up on disk for each connection.
 _DRIVER = DriverInfo().add_upstream_driver("asyncsession", version("asyncsession"))
@@ -49,3 +51,12 @@ def for_connection(given: Options, **own: Any) -> Options:
     merged: Options = {"driver_info": _DRIVER, **given, "protocol": 2, **own}
     merged.pop("max_connections", None)
     return merged
+
+
+def words_of(call: Call) -> tuple[Word, ...]:
+    """Return the words of EVALSHA after the script: keys and arguments, none of them a number.
+
+    hiredis 3.5 crashes if a signal handler raises while it is writing one out.
+    """
+    written = [str(one) if isinstance(one, int) else one for one in call.args]
+    return (str(len(call.keys)), *call.keys, *written)
