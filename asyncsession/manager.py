@@ -279,7 +279,7 @@ class SessionManager:
                     step = machine.send(None)
                     continue
                 if isinstance(step, Apply):
-                    result = step.change(step.session)
+                    result = step.perform()
                     if inspect.isawaitable(result):
                         await result
                     step = machine.send(None)

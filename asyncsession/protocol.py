@@ -89,6 +89,18 @@ class Apply(NamedTuple):
     change: Callable[[Any], Any]
     session: Any
 
+    def perform(self) -> Any:
+        """Call the function, and return what it returns.
+
+        Raises:
+            RuntimeError: it raised StopIteration, which would end a machine as if it were done.
+            What else it raises.
+        """
+        try:
+            return self.change(self.session)
+        except StopIteration as error:
+            raise RuntimeError("the change raised StopIteration") from error
+
 
 class Together(NamedTuple):
     """Carry these machines through, at once or in any order, and send back what they return.

@@ -231,7 +231,7 @@ class SyncSessionManager:
 
 
 def _apply(step: Apply) -> None:
-    result = step.change(step.session)
+    result = step.perform()
     if inspect.iscoroutine(result):
         result.close()
         raise ConfigurationError("change: a plain function; there is no event loop to await it in")

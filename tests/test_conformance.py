@@ -360,6 +360,15 @@ async def test_update_guards_what_was_only_read_or_listed(backend: Backend) -> N
         assert (runs, done["sum"]) == (2, 2)
 
 
+async def test_an_update_that_runs_out_of_something_is_no_success(backend: Backend) -> None:
+    def change(session: Session) -> None:
+        session["a"] = next(iter([]))
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await backend.manager().update(None, change)
+    assert await backend.keys() == []
+
+
 async def test_update_takes_plain_functions_and_new_sessions(backend: Backend) -> None:
     manager = backend.manager()
     session = await manager.update(None, lambda s: s.update(a=1))
