@@ -222,7 +222,8 @@ class Link:
     async def _send(self, packed: bytes | list[bytes]) -> None:
         try:
             await self._connection.send_packed_command(packed, check_health=False)
-        except RuntimeError as error:  # uvloop's word for a transport that was reset meanwhile
+        except (RuntimeError, AttributeError) as error:
+            # How a transport that was reset says so: uvloop's, and asyncio's from 3.12 on.
             raise ConnectionError(str(error)) from error
 
     async def _broke(self, error: Exception) -> None:
