@@ -97,11 +97,13 @@ class Budget:
         unsure: a copy of the commit was sent and never answered.
     """
 
-    __slots__ = ("_ends", "_pauses", "_per_call", "unsure")
+    __slots__ = ("_ends", "_last_start", "_pauses", "_per_call", "unsure")
 
     def __init__(self, seconds: float) -> None:
         self._ends = time.monotonic() + seconds
         self._per_call = seconds / 4  # so that a reply that never comes leaves time to ask again
+        # A try without the time for an answer would only turn a refusal into an unknown outcome.
+        self._last_start = self._ends - seconds / 16
         self._pauses = 0
         self.unsure = False
 
@@ -115,7 +117,7 @@ class Budget:
         ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._pauses)
         self._pauses += 1
         seconds = random.uniform(0, ceiling)  # noqa: S311  jitter, not a secret
-        return Pause(seconds) if time.monotonic() + seconds < self._ends else None
+        return Pause(seconds) if time.monotonic() + seconds < self._last_start else None
 
 
 class Reply(NamedTuple):

@@ -381,3 +381,18 @@ def test_pauses_have_full_jitter_and_grow() -> None:
         assert pauses[0] <= 0.002
         longest = max(longest, *pauses)
     assert 0.1 < longest <= 0.25
+
+
+def test_no_try_begins_without_the_time_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a refusal that lasts ends as an unknown outcome, if its last try is given 1 ms."""
+    now = 0.0
+    monkeypatch.setattr("asyncsession.machine.time.monotonic", lambda: now)
+    for begun in range(100):
+        now = 0.0
+        budget = Budget(1)
+        now = begun / 100
+        if pause := budget.pause():
+            now += pause.seconds
+            assert budget.call_timeout() >= 0.06
+        else:
+            assert begun > 90
