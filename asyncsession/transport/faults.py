@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterDownError,
+    InvalidResponse,
+    MasterDownError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
 from asyncsession.protocol import Lost, Refused
@@ -23,13 +29,30 @@ _LONGEST_REASON = 160  # characters of a server's message
 
 # Codes of error replies that pass by themselves; the rest wants a person.
 _PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "TRYAGAIN")
-_FOR_GOOD = (AuthenticationError, AuthorizationError, ssl.SSLCertVerificationError)
+_FOR_GOOD = (
+    AuthenticationError,
+    AuthorizationError,
+    InvalidResponse,  # whoever listens there does not speak the protocol
+    ssl.SSLError,
+)
+_CUT_OFF = (ssl.SSLEOFError, ssl.SSLSyscallError, ssl.SSLZeroReturnError)
+
+# A right that is missing within a script comes as "ERR": from Redis 7.0, and from later ones.
+_NO_RIGHT = ("The user executing the script can't ", "ACL failure in script")
+_CODE = re.compile(r"[A-Z]{3,} ")
+
+# MASTERDOWN is filed under the errors of a Cluster, but comes from any replica.
+_OF_CLUSTERS = (AskError, ClusterDownError, TryAgainError)
+_CLUSTER_HINT = "; this is a node of a Cluster, to which the URL is redis+cluster://host:port"
+_OTHER_HINT = "; what listens there does not speak the protocol of Redis"
 
 
 def before_sending(error: Exception) -> Refused:
     """Return the fault for a connection that could not be opened."""
+    if isinstance(error, ResponseError):  # to a command of redis-py's own, such as SELECT
+        return Refused(_reason(error), passing=_code(error) in _PASSING)
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, _FOR_GOOD):
+    while cause is not None and not _is_for_good(cause):
         cause = cause.__cause__ or cause.__context__
     return Refused(_reason(error), passing=cause is None)
 
@@ -39,12 +62,33 @@ def after_sending(error: Exception) -> Refused | Lost:
 
     Our scripts write last and all at once, so a script that failed has written nothing.
     """
-    if not isinstance(error, (ResponseError, BusyLoadingError, *_FOR_GOOD)):
+    if not isinstance(error, (ResponseError, BusyLoadingError, AuthenticationError,
+                              AuthorizationError)):  # fmt: skip
         return Lost(_reason(error))
-    code = getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
-    return Refused(_reason(error), passing=code in _PASSING)
+    return Refused(_reason(error), passing=_code(error) in _PASSING)
+
+
+def _is_for_good(error: BaseException) -> bool:
+    return isinstance(error, _FOR_GOOD) and not isinstance(error, _CUT_OFF)
+
+
+def _code(error: Exception) -> str:
+    """Return the code of an error reply; empty for what is none."""
+    code: str = getattr(error, "status_code", None) or ""
+    text = str(error)
+    if code == "ERR" and text.startswith(_NO_RIGHT):
+        return "NOPERM"
+    if not code and isinstance(error, ResponseError) and (found := _CODE.match(text)):
+        return found[0].rstrip()  # of which redis-py knows nothing
+    return code
 
 
 def _reason(error: Exception) -> str:
-    code = getattr(error, "status_code", None) if isinstance(error, RedisError) else None
-    return f"{code or type(error).__name__}: {error}"[:_LONGEST_REASON]
+    code, text = _code(error), str(error) or "no answer in time"
+    hint = ""
+    if isinstance(error, _OF_CLUSTERS) and not isinstance(error, MasterDownError):
+        hint = _CLUSTER_HINT
+    elif isinstance(error, InvalidResponse):
+        hint = _OTHER_HINT
+    words = f"{code or type(error).__name__}: {text.removeprefix(code).lstrip()}"
+    return words[:_LONGEST_REASON] + hint
