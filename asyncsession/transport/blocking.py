@@ -34,7 +34,7 @@ from asyncsession.protocol import BlockingTransport, Call, Refused
 from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
 from asyncsession.transport.faults import BROKEN, after_sending, before_sending
-from asyncsession.transport.options import Options, Word, for_connection, read_url, words_of
+from asyncsession.transport.options import Options, Word, check, for_connection, read_url, words_of
 
 __all__ = ["PoolTransport", "of_client", "of_embedded", "of_url"]
 
@@ -53,6 +53,7 @@ def of_url(url: str, size: int) -> BlockingTransport:
         ConfigurationError: redis-py does not understand it.
     """
     options = read_url(url, parse_url)
+    check(options, _make)
     return PoolTransport(lambda: options, size)
 
 
@@ -226,7 +227,7 @@ class _Pool:
         try:
             connection.connect()  # type: ignore[no-untyped-call]
             is_done = True
-        except BROKEN as error:
+        except (*BROKEN, ValueError) as error:  # no name that DNS could have is a UnicodeError
             raise before_sending(error) from error
         finally:
             if not is_done:

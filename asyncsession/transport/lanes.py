@@ -28,7 +28,7 @@ from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
 from asyncsession.transport.faults import after_sending
 from asyncsession.transport.lane import Lane
-from asyncsession.transport.options import Options, for_connection, read_url, words_of
+from asyncsession.transport.options import Options, check, for_connection, read_url, words_of
 
 __all__ = ["LaneTransport", "of_client", "of_embedded", "of_url"]
 
@@ -43,6 +43,7 @@ def of_url(url: str, count: int) -> Transport:
         ConfigurationError: redis-py does not understand it.
     """
     options = read_url(url, parse_url)
+    check(options, _make)
     return LaneTransport(_fixed(options), count)
 
 

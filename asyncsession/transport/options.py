@@ -7,14 +7,19 @@ from importlib.metadata import version
 from typing import Any
 
 from redis.driver_info import DriverInfo
+from redis.exceptions import RedisError
 
 from asyncsession.errors import ConfigurationError
 from asyncsession.protocol import Call
 
-__all__ = ["Options", "Word", "for_connection", "read_url", "words_of"]
+__all__ = ["Options", "Word", "check", "for_connection", "read_url", "words_of"]
 
 Options = dict[str, Any]
 Word = bytes | str
+
+# Options that are text. What else comes as such from a URL, redis-py wants as an object.
+_TEXTS = ("client_name", "encoding", "encoding_errors", "host", "lib_name", "lib_version",
+          "password", "path", "protocol", "username")  # fmt: skip
 
 # For CLIENT LIST. Made once: redis-py would look its version up on disk for each connection.
 _DRIVER = DriverInfo().add_upstream_driver("asyncsession", version("asyncsession"))
@@ -31,11 +36,31 @@ def read_url(url: str, parse: Callable[[str], Mapping[str, Any]]) -> Options:
         ConfigurationError: redis-py does not understand it.
     """
     try:
-        return dict(parse(url))
+        options = dict(parse(url))
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
             f"redis-py cannot read the URL of the store ({type(error).__name__}): check its port,"
             " database and options; special characters of a password are percent-encoded"
+        ) from None
+    for name, value in options.items():
+        is_text = name in _TEXTS or name.startswith("ssl_")
+        if isinstance(value, (str, list)) and not is_text:
+            raise ConfigurationError(f"the URL of the store has an option {name!r} it cannot have")
+    return options
+
+
+def check(options: Options, make: Callable[[Options], object]) -> None:
+    """Make a connection, without connecting it, so that options that cannot work show at once.
+
+    Raises:
+        ConfigurationError: redis-py does not take them.
+    """
+    try:
+        make(options)
+    except (AttributeError, RedisError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        raise ConfigurationError(
+            f"redis-py does not take an option of the URL of the store ({kind}): {error}"
         ) from None
 
 
