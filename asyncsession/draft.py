@@ -26,14 +26,15 @@ from asyncsession.protocol import Code
 from asyncsession.session import PRINCIPAL, Change, Session
 from asyncsession.values import pack, pack_value, unpack
 
-__all__ = ["Commit", "Draft", "Rerun"]
+__all__ = ["HEADROOM", "Commit", "Draft", "Rerun"]
 
 ROTATION_GRACE = 120.0
 """Seconds for which commits of requests that loaded before a rotation find the successor: longer
 than web servers and proxies let a request run by default (nginx 60, gunicorn 30)."""
 
 _MAX_HOPS = 16  # rotations one commit follows
-_HEADROOM = 4  # the log may be this many times `max_bytes` until a commit folds it
+HEADROOM = 4
+"""The log may be this many times `max_bytes` until a commit folds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class Draft:
             self._frame,
             self._guards(),
             self._snapshot,
-            self._room * _HEADROOM,
+            self._room * HEADROOM,
             round(COMMIT_WINDOW * 1000),
             round(RETRY_HORIZON * 1000),
             KEPT_IDS,
@@ -354,7 +355,7 @@ class Draft:
         self._room = max(limit, before)  # a session above the limit may still get smaller
         if size > self._room:
             raise self._too_large(size)
-        return length > self._room * _HEADROOM
+        return length > self._room * HEADROOM
 
     def _sizes(self) -> dict[str, int]:
         log = self._log.copy() if self._log else Log(self.session.incarnation, 0, 0, 0)

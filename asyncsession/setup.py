@@ -11,7 +11,10 @@ from asyncsession.machine import MAX_TIMEOUT, Settings
 from asyncsession.merge import MergeFunction, Policies, Policy
 from asyncsession.session import MAX_PRINCIPAL
 
-__all__ = ["checked_principal", "checked_settings"]
+__all__ = ["MAX_BYTES", "checked_principal", "checked_settings"]
+
+MAX_BYTES = 2**24
+"""What `max_bytes` may be at the most. The scripts read no value that no log can have."""
 
 _LONGEST = 10 * 365 * 86_400  # seconds; longer is a mistake in the unit
 
@@ -37,7 +40,7 @@ def checked_settings(
         raise ConfigurationError("prefix: a string without braces, and not empty")
     idle = _seconds("idle_timeout", idle_timeout)
     absolute = _seconds("absolute_timeout", absolute_timeout)
-    if not isinstance(max_bytes, int) or not 256 <= max_bytes <= 2**24:
+    if not isinstance(max_bytes, int) or not 256 <= max_bytes <= MAX_BYTES:
         raise ConfigurationError("max_bytes: 256 bytes to 16 MiB")
     if not 0 < timeout <= MAX_TIMEOUT:
         raise ConfigurationError(f"timeout: more than 0 and at most {MAX_TIMEOUT:g} seconds")

@@ -8,8 +8,11 @@ from importlib.resources import files
 import pytest
 
 from asyncsession.blob import FORMAT, HEADER_BYTES, Log
+from asyncsession.draft import HEADROOM
+from asyncsession.machine import KEPT_IDS
 from asyncsession.protocol import Code
 from asyncsession.scripts import SCRIPTS
+from asyncsession.setup import MAX_BYTES
 
 NAMES = sorted(SCRIPTS)
 KEYWORDS = set(
@@ -19,7 +22,8 @@ KEYWORDS = set(
         " then true until while",
     )
 )
-ALLOWED_GLOBALS = {"redis", "string", "table", "math", "tonumber", "tostring", "KEYS", "ARGV"}
+ALLOWED_GLOBALS = {"redis", "string", "table", "math", "tonumber", "tostring", "type",
+                   "KEYS", "ARGV"}  # fmt: skip
 
 
 def header(name: str) -> str:
@@ -33,7 +37,7 @@ def body(name: str) -> str:
 def test_every_script_file_is_known() -> None:
     found = {entry.name for entry in files("asyncsession.scripts").iterdir()}
     assert {name for name in found if name.endswith(".lua")} == {
-        f"{name}.lua" for name in ["numbers", *NAMES]
+        f"{name}.lua" for name in ["blobs", "numbers", *NAMES]
     }
 
 
@@ -48,7 +52,7 @@ def test_the_header_lists_what_the_script_takes(name: str, table: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_header_lists_what_the_script_returns(name: str) -> None:
     (codes, numbers) = re.search(
-        r"^local ([A-Z_, ]+) = ([\d, ]+)$", body(name), re.MULTILINE
+        r"^local (OK[A-Z_, ]*) = ([\d, ]+)$", body(name), re.MULTILINE
     ).groups()  # type: ignore[union-attr]
     declared = dict(zip(codes.split(", "), map(int, numbers.split(", ")), strict=True))
     assert declared == {code: Code[code] for code in declared}, "the numbers of protocol.Code"
@@ -75,14 +79,18 @@ def test_no_globals_no_shebang_nothing_that_fakeredis_lacks(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_touched_is_passed_in_keys(name: str) -> None:
-    for command, argument in re.findall(r"redis\.call\('(\w+)'(?:, ([^,)]+))?", body(name)):
+    for command, argument in re.findall(
+        r"(?:redis\.call|attempt)\('(\w+)'(?:, ([^,)]+))?", body(name)
+    ):
         if command != "TIME":
             assert argument.startswith(("KEYS[", "key", "index")), (command, argument)
 
 
 def test_python_and_lua_agree_on_the_header() -> None:
     assert len(FORMAT) == 3
-    for name in ("commit", "load", "touch"):
-        (sizes,) = re.findall(r"^local HEAD, HEADER(?:, TRAILER)? = ([\d, ]+)$", body(name), re.M)
-        assert sizes.split(", ")[:2] == ["12", str(HEADER_BYTES)]
+    (sizes,) = re.findall(r"^local HEAD, HEADER, TRAILER = ([\d, ]+)$", body("load"), re.M)
+    assert sizes == f"12, {HEADER_BYTES}, 22"
+    (longest,) = re.findall(r"^local LONGEST = '(\d+)'", body("load"), re.M)
+    assert f"> {longest} and" in body("load")
+    assert int(longest) >= MAX_BYTES * HEADROOM + HEADER_BYTES + KEPT_IDS * 22
     assert Log.parse(FORMAT + b"L" + b"i" * 8 + bytes(28)).version == 0

@@ -1,7 +1,7 @@
 """The Lua scripts, by name, with the SHA-1 under which a server keeps them.
 
 Each file opens with its contract: keys, arguments, replies. A test holds them to it. What they
-share stands in numbers.lua, and goes before each: a script cannot include another.
+share stands in numbers.lua and blobs.lua, which go before each: a script cannot include another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _text(name: str) -> str:
 
 
 def _read(name: str) -> Script:
-    source = _text("numbers") + _text(name)
+    source = _text("numbers") + _text("blobs") + _text(name)
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 

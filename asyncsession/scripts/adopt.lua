@@ -24,9 +24,9 @@ local SLACK = 1000 -- ms that a sender's idea of this clock may run ahead of it
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local mark = redis.call('GET', KEYS[1])
+local mark = read(KEYS[1])
 if mark then
-  if string.sub(mark, 1, 4) ~= string.sub(ARGV[1], 1, 4) then return {UNREADABLE, now, ''} end
+  if string.sub(mark, 1, 4) ~= string.sub(ARGV[1], 1, 4) or #mark > 64 then return {UNREADABLE, now, ''} end
   return {OK, now, mark}
 end
 if not KEYS[2] then return {GONE, now, ''} end

@@ -32,7 +32,6 @@
 --   UNREADABLE what is there is not of this format
 
 local OK, APPLIED, CONFLICT, GONE, MOVED, TOO_LARGE, LATE, UNREADABLE = 1, 2, 3, 4, 5, 6, 7, 8
-local HEAD, HEADER, TRAILER = 12, 40, 22
 local SLACK = 1000 -- ms that a committer's idea of this clock may run ahead of it
 local sub = string.sub
 
@@ -48,11 +47,11 @@ local function reply(code, found, data)
 end
 
 local key = KEYS[1]
-local blob = redis.call('GET', key)
+local blob = read(key)
 local rotated = KEYS[2] and blob == ARGV[15]
 if rotated then
   key = KEYS[2]
-  blob = redis.call('GET', key)
+  blob = read(key)
 end
 
 if not blob then
@@ -63,9 +62,9 @@ else
   if sub(blob, 1, 3) ~= sub(head, 1, 3) then return reply(UNREADABLE) end
   if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return reply(GONE) end
   local kind = sub(blob, 4, 4)
-  if kind == 'M' then return reply(MOVED, 0, sub(blob, HEAD + 1)) end
-  if kind ~= 'L' then return reply(GONE) end
-  if #blob < HEADER then return reply(UNREADABLE) end
+  if kind == 'M' then return reply(MOVED, 0, sub(blob, HEAD + 1, HEAD + HANDLE)) end
+  if kind == 'D' and #blob == HEAD then return reply(GONE) end
+  if kind ~= 'L' or not before_log(blob) then return reply(UNREADABLE) end
 end
 
 local retired, forgotten = number(blob, 37, 4), number(blob, 31, 6)
@@ -92,12 +91,14 @@ if guards ~= '' then
   if guards == '*' and #blob > base then return answer(CONFLICT) end
   local at = base + 1
   while at <= #blob do
-    for tag = at + 6, at + 5 + 8 * number(blob, at + 4, 2), 8 do
+    local after, tags = next_frame(blob, at)
+    if not after then return reply(UNREADABLE) end
+    for tag = at + 6, at + 5 + 8 * tags, 8 do
       for guard = 1, #guards - 7, 8 do
         if sub(blob, tag, tag + 7) == sub(guards, guard, guard + 7) then return answer(CONFLICT) end
       end
     end
-    at = at + 4 + number(blob, at, 4)
+    at = after
   end
 end
 
@@ -105,7 +106,8 @@ local kept, size = blob, #blob - retired + #ARGV[8] + TRAILER
 if ARGV[10] ~= '' and found then
   local ids, folded, at = {sub(blob, HEADER + 1, log)}, 0, log + 1
   while at <= base do
-    at = at + 4 + number(blob, at, 4)
+    at = next_frame(blob, at) or #blob + 2
+    if at > base + 1 then return reply(UNREADABLE) end
     folded = folded + 1
     if at <= base then ids[#ids + 1] = sub(blob, at - TRAILER, at - 1) end
   end

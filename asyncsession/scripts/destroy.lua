@@ -12,7 +12,6 @@
 --   UNREADABLE what is there is no session
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
-local HEAD = 12
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -28,7 +27,7 @@ if #blob < HEAD or string.sub(blob, 1, 2) ~= string.sub(tombstone, 1, 2) then
 end
 if known and string.sub(blob, 5, HEAD) ~= string.sub(tombstone, 5, HEAD) then return {GONE, now, ''} end
 local kind = string.sub(blob, 4, 4)
-if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1)} end
+if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1, HEAD + HANDLE)} end
 if kind == 'D' then return {GONE, now, ''} end
 local mark = string.sub(blob, 1, 3) .. 'D' .. string.sub(blob, 5, HEAD)
 redis.call('SET', KEYS[1], mark, 'PX', ARGV[2])

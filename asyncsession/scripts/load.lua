@@ -14,38 +14,33 @@
 --   UNREADABLE what is there is not of this format
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
-local HEAD, HEADER, TRAILER = 12, 40, 22
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local blob = redis.call('GET', KEYS[1])
+local blob = read(KEYS[1])
 if not blob then return {GONE, now, ''} end
 local kind = string.sub(blob, 4, 4)
 local is_ours = string.sub(blob, 1, 2) == string.sub(ARGV[1], 1, 2)
 if is_ours and kind == 'D' and #blob == HEAD then return {GONE, now, ''} end -- of any format
 if string.sub(blob, 1, 3) ~= ARGV[1] then return {UNREADABLE, now, ''} end
-if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1)} end
-if kind ~= 'L' or #blob < HEADER then return {UNREADABLE, now, ''} end
+if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1, HEAD + HANDLE)} end
+local log = kind == 'L' and before_log(blob)
+if not log then return {UNREADABLE, now, ''} end
 
 local left = number(blob, 19, 6) - now
 if left <= 0 then return {GONE, now, ''} end
 local ttl = math.min(tonumber(ARGV[2]), left)
 local current = redis.call('PTTL', KEYS[1])
 if current >= 0 and ttl - current >= tonumber(ARGV[3]) and ttl > current then
-  redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ttl))
+  local _, refused = attempt('PEXPIRE', KEYS[1], string.format('%.0f', ttl))
+  if refused then return refused end
 end
 
-local retired, interval = number(blob, 37, 4), tonumber(ARGV[3])
 local stamp = #blob - TRAILER + 1
-if ttl > 0 and stamp > HEADER + retired and now - number(blob, stamp, 6) >= interval then
-  local at = HEADER + retired + 1
-  while at < stamp do at = at + 4 + number(blob, at, 4) end
-  if at == #blob + 1 then -- whole frames; a damaged log is left as it is
-    -- A server that is out of memory refuses this; reading goes on.
-    if redis.pcall('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6)) == #blob then
-      blob = string.sub(blob, 1, stamp - 1) .. bytes(now, 6) .. string.sub(blob, stamp + 6)
-    end
-  end
+if ttl > 0 and now - number(blob, stamp, 6) >= tonumber(ARGV[3]) and is_whole(blob, log) then
+  local done, refused = attempt('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6))
+  if refused then return refused end
+  if done then blob = string.sub(blob, 1, stamp - 1) .. bytes(now, 6) .. string.sub(blob, stamp + 6) end
 end
-if retired == 0 then return {OK, now, blob} end
-return {OK, now, string.sub(blob, 1, HEADER) .. string.sub(blob, HEADER + retired + 1)}
+if log == HEADER then return {OK, now, blob} end
+return {OK, now, string.sub(blob, 1, HEADER) .. string.sub(blob, log + 1)}

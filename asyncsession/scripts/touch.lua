@@ -12,18 +12,19 @@
 --   UNREADABLE what is there is not of this format
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
-local HEAD, HEADER, TRAILER = 12, 40, 22
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local head = ARGV[1]
-local blob = redis.call('GETRANGE', KEYS[1], 0, 127)
-if blob == '' then return {GONE, now, ''} end
+local blob = read(KEYS[1])
+if not blob then return {GONE, now, ''} end
 if string.sub(blob, 1, 3) ~= string.sub(head, 1, 3) then return {UNREADABLE, now, ''} end
 if string.sub(blob, 5, HEAD) ~= string.sub(head, 5, HEAD) then return {GONE, now, ''} end
 local kind = string.sub(blob, 4, 4)
-if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1)} end
-if kind ~= 'L' or #blob < HEADER + TRAILER then return {GONE, now, ''} end
+if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1, HEAD + HANDLE)} end
+if kind == 'D' and #blob == HEAD then return {GONE, now, ''} end
+local log = kind == 'L' and before_log(blob)
+if not log or not is_whole(blob, log) then return {UNREADABLE, now, ''} end
 
 local left = number(blob, 19, 6) - now
 if left <= 0 then return {GONE, now, ''} end
@@ -31,8 +32,9 @@ local ttl = math.min(tonumber(ARGV[2]), left)
 if ttl > redis.call('PTTL', KEYS[1]) then
   redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ttl))
 end
-local stamp = redis.call('STRLEN', KEYS[1]) - TRAILER
-if now > number(redis.call('GETRANGE', KEYS[1], stamp, stamp + 5), 1, 6) then
-  redis.pcall('SETRANGE', KEYS[1], stamp, bytes(now, 6)) -- not if the server is out of memory
+local stamp = #blob - TRAILER + 1
+if now > number(blob, stamp, 6) then
+  local _, refused = attempt('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6))
+  if refused then return refused end
 end
 return {OK, now, ''}
