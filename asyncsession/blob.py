@@ -27,7 +27,7 @@ import msgpack
 from asyncsession.delta import Op, fold
 from asyncsession.errors import InvalidSessionData
 from asyncsession.operations import MISSING
-from asyncsession.values import pack, unpack
+from asyncsession.values import check_depth, pack, unpack, unpack_flat
 
 __all__ = [
     "FORMAT",
@@ -250,9 +250,11 @@ class Log:
         value = fold(_deltas(chain))
         if value is not MISSING and type(chain) is tuple:
             try:
-                self._chains[key] = _SET_BYTE + pack(value)
+                packed = pack(value)
             except ValueError:
                 raise InvalidSessionData("a stored value is nested too deep") from None
+            check_depth(value, packed)
+            self._chains[key] = _SET_BYTE + packed
         return value
 
     def packed(self, key: str) -> bytes | None:
@@ -296,7 +298,7 @@ def _deltas(chain: Chain) -> tuple[bytes, ...]:
 
 
 def _decode_payload(payload: bytes) -> dict[str, bytes]:
-    changes = unpack(payload)
+    changes = unpack_flat(payload)
     if type(changes) is not dict:
         raise InvalidSessionData("a stored frame is malformed")
     for key, delta in changes.items():

@@ -19,7 +19,7 @@ from typing import Any
 from asyncsession import operations
 from asyncsession.errors import InvalidSessionData
 from asyncsession.operations import MISSING, Unfit, same
-from asyncsession.values import pack, unpack
+from asyncsession.values import check_spread, pack, unpack
 
 __all__ = ["Op", "Review", "apply", "diff", "encode", "fold", "review"]
 
@@ -183,6 +183,7 @@ def _patch(current: Any, parts: dict[Any, bytes], depth: int) -> dict[Any, Any]:
             result.pop(name, None)
         else:
             result[name] = item
+    check_spread(result, parts)
     return result
 
 

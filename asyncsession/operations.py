@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Final
 
-from asyncsession.values import pack
+from asyncsession.values import check_spread, pack
 
 __all__ = [
     "MISSING",
@@ -125,11 +125,15 @@ def create(current: Any, value: Any) -> Any:
     """Put `value` where there was nothing, or join it with a like container created meanwhile."""
     if isinstance(current, dict) and isinstance(value, dict):
         joint = {name: create(current.get(name, MISSING), item) for name, item in value.items()}
-        return current | joint
+        joined = current | joint
+        check_spread(joined, value)
+        return joined
     if is_list(current) and is_list(value):
         return [*current, *value]
     if isinstance(current, (set, frozenset)) and type(current) is type(value):
-        return current | value
+        union = current | value
+        check_spread(union, value)
+        return union
     return value
 
 
@@ -189,9 +193,11 @@ def _reset_set(current: Any, removed: list[Any], added: Any) -> Any:
     unwanted = set(map(_name, removed))
     kept = [item for item in current if _name(item) not in unwanted] if removed else current
     try:
-        return type(current)(kept).union(added)
+        union = type(current)(kept).union(added)
     except TypeError:  # an item that is in a list, and can't be in a set
         raise Unfit from None
+    check_spread(union, added)
+    return union
 
 
 def _reset_list(current: list[Any], changes: Iterable[tuple[list[Any], Any]]) -> list[Any]:

@@ -11,23 +11,36 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from decimal import Decimal
 from enum import IntEnum
 from functools import partial
 from typing import Any
 
 import msgpack
+from msgpack import fallback
 
 from asyncsession.errors import InvalidSessionData, InvalidSessionValue
 
-__all__ = ["pack", "pack_value", "unpack"]
+__all__ = ["check_depth", "check_spread", "pack", "pack_value", "unpack", "unpack_flat"]
 
 _MAX_DEPTH = 100
 """Containers within containers. Precedents: PHP's json_decode allows 512, Rust's serde_json 128."""
 
 _MAX_SETS = 10
 """Sets within sets. Each is an extension type, which msgpack decodes by a nested call in C."""
+
+_MAX_ALIKE = 256
+"""Different dict keys or items of sets with one hash. Python's dicts and sets compare each with all
+of them, and for the types in `_COLLIDING` anybody can make up as many as he likes."""
+
+_GUARDED = 4096
+"""Bytes from which on that is looked after: fewer cannot hold enough of them to take long."""
+
+_MAX_PROMISES = 32
+"""Long arrays that msgpack's C part is given. It makes room for 10,240 items of each before it
+looks for them, so 3 KB could take 80 MB."""
 
 
 class _Ext(IntEnum):
@@ -50,6 +63,15 @@ _SCALARS = (type(None), bool, int, float, str, bytes, Decimal, uuid.UUID,
 _SCALAR_TYPES = frozenset(_SCALARS)
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
+
+_COLLIDING = (int, Decimal, uuid.UUID, frozenset)
+"""Their hashes are made of numbers modulo 2**61 - 1, or of such hashes, without any secret."""
+_COLLIDING_EXTS = frozenset(map(int, (_Ext.BIG_INT, _Ext.DECIMAL, _Ext.UUID, _Ext.FROZENSET)))
+_DECIMAL, _UUID = int(_Ext.DECIMAL), int(_Ext.UUID)
+
+_LONG_ARRAYS = (b"\xdc", b"\xdd")
+_CONTAINER_BYTES = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
+_OTHER_BYTES = bytes(set(range(256)) - set(_CONTAINER_BYTES))
 
 
 def pack_value(key: str, value: Any) -> bytes:
@@ -91,7 +113,71 @@ def unpack(packed: bytes) -> Any:
     Raises:
         InvalidSessionData: these bytes are no value.
     """
-    return _unpack(packed, 0)
+    if len(packed) <= _MAX_DEPTH or packed[0] not in _CONTAINER_BYTES:
+        return _unpack(packed, 0)
+    headers = packed.translate(None, _OTHER_BYTES)  # those of containers, and what looks like them
+    promises = sum(map(headers.count, _LONG_ARRAYS)) if len(headers) > _MAX_PROMISES else 0
+    decode = fallback.unpackb if promises > _MAX_PROMISES else msgpack.unpackb
+    value = _unpack(packed, 0, decode)
+    if len(headers) > _MAX_DEPTH:
+        _check_levels(value)
+    return value
+
+
+def unpack_flat(packed: bytes) -> Any:
+    """Return the dict that `packed` stands for, which holds no list and nothing of our types.
+
+    Raises:
+        InvalidSessionData: these bytes are none, or hold such.
+    """
+    try:
+        return msgpack.unpackb(packed, max_array_len=0, max_ext_len=0)
+    except _UNREADABLE as error:
+        raise _unreadable(error) from None
+
+
+def check_depth(value: Any, packed: bytes) -> None:
+    """Refuse a value that was put together of several, and is nested deeper than one may be.
+
+    Raises:
+        InvalidSessionData: it is.
+    """
+    if len(packed) > _MAX_DEPTH and len(packed.translate(None, _OTHER_BYTES)) > _MAX_DEPTH:
+        _check_levels(value)
+
+
+def check_spread(items: Collection[Any], fresh: Iterable[Any]) -> None:
+    """Refuse a set, or the keys of a dict, of which too many have the same hash.
+
+    Args:
+        items: the set or dict.
+        fresh: those items that may not have been looked at before.
+
+    Raises:
+        InvalidSessionData: there are more than 256.
+    """
+    if len(items) <= _MAX_ALIKE:
+        return
+    if not any(issubclass(kind, _COLLIDING) for kind in set(map(type, fresh))):
+        return
+    if len(items) - len(set(map(hash, items))) < _MAX_ALIKE:
+        return
+    if max(Counter(map(hash, items)).values()) > _MAX_ALIKE:
+        raise InvalidSessionData(f"a stored value has {_ALIKE}")
+
+
+def _check_levels(value: Any) -> None:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            item
+            for holder in level
+            for item in (holder.values() if type(holder) is dict else holder)
+            if type(item) is dict or type(item) is list
+        ]
+        if not level:
+            return
+    raise InvalidSessionData("a stored value is nested too deep")
 
 
 def _check(key: str, value: Any, depth: int, sets: int) -> None:
@@ -106,6 +192,11 @@ def _check(key: str, value: Any, depth: int, sets: int) -> None:
             if not isinstance(item, (*_SCALARS, frozenset)):
                 reason = f"a set may not hold a {type(item).__qualname__}"
                 raise InvalidSessionValue(key, type(item), reason)
+    if isinstance(value, (dict, set, frozenset)):
+        try:
+            check_spread(value, value)
+        except InvalidSessionData:
+            raise InvalidSessionValue(key, type(value), f"it has {_ALIKE}") from None
     if not depth or sets < 0:
         raise InvalidSessionValue(key, type(value), "containers are nested too deep")
     items: Iterable[Any] = value
@@ -153,27 +244,15 @@ def _pack_sorted(items: set[Any] | frozenset[Any]) -> bytes:
 
 
 def _from_ext(depth: int, code: int, data: bytes) -> Any:
-    match code:
-        case _Ext.BIG_INT:
-            return int.from_bytes(data, "big", signed=True)
-        case _Ext.SET:
-            return set(_unpack_items(data, depth + 1))
-        case _Ext.FROZENSET:
-            return frozenset(_unpack_items(data, depth + 1))
-        case _Ext.DATETIME:
-            return dt.datetime.fromisoformat(data.decode())
-        case _Ext.DATE:
-            return dt.date.fromisoformat(data.decode())
-        case _Ext.TIME:
-            return dt.time.fromisoformat(data.decode())
-        case _Ext.TIMEDELTA:
-            days, seconds, microseconds = msgpack.unpackb(data)
-            return dt.timedelta(days, seconds, microseconds)
-        case _Ext.DECIMAL:
-            return Decimal(data.decode())
-        case _Ext.UUID:
-            return uuid.UUID(bytes=data)
-    raise ValueError(f"extension type {code} is not known to this version")
+    reader = _READERS.get(code)
+    if reader is None:
+        raise ValueError(f"extension type {code} is not known to this version")
+    return reader(data, depth)
+
+
+def _read_timedelta(data: bytes, _: int) -> dt.timedelta:
+    days, seconds, microseconds = msgpack.unpackb(data)
+    return dt.timedelta(days, seconds, microseconds)
 
 
 def _unpack_items(packed: bytes, depth: int) -> list[Any]:
@@ -190,7 +269,7 @@ def _unpack_items(packed: bytes, depth: int) -> list[Any]:
         max_array_len=0,
         max_map_len=0,
         timestamp=3,
-        ext_hook=_EXT_HOOKS[depth],
+        ext_hook=_ext_hook(packed, depth),
     )
     unpacker.feed(packed)
     count, items = unpacker.read_array_header(), list(unpacker)
@@ -199,15 +278,56 @@ def _unpack_items(packed: bytes, depth: int) -> list[Any]:
     return items
 
 
-def _unpack(packed: bytes, depth: int) -> Any:
+def _unpack(packed: bytes, depth: int, decode: Callable[..., Any] = msgpack.unpackb) -> Any:
     try:
-        return msgpack.unpackb(
-            packed, strict_map_key=False, timestamp=3, ext_hook=_EXT_HOOKS[depth]
-        )
-    except _UNREADABLE as error:  # in its own words it may quote the value
-        kind = type(error).__name__
-        raise InvalidSessionData(f"a stored value cannot be read: {kind}") from None
+        return decode(packed, strict_map_key=False, timestamp=3, ext_hook=_ext_hook(packed, depth))
+    except _UNREADABLE as error:
+        raise _unreadable(error) from None
 
 
+def _unreadable(error: Exception) -> InvalidSessionData:
+    kind = type(error).__name__  # in its own words it may quote the value
+    return InvalidSessionData(f"a stored value cannot be read: {kind}")
+
+
+def _ext_hook(packed: bytes, depth: int) -> Callable[[int, bytes], Any]:
+    return _EXT_HOOKS[depth] if len(packed) < _GUARDED else _Guard(depth)
+
+
+class _Guard:
+    """Decodes extension types, and counts how many different ones have the same hash."""
+
+    __slots__ = ("_alike", "_depth", "_first")
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._first: dict[int, bytes] = {}  # by hash
+        self._alike: dict[int, set[bytes]] = {}  # the others
+
+    def __call__(self, code: int, data: bytes) -> Any:
+        value = _from_ext(self._depth, code, data)
+        if code not in _COLLIDING_EXTS or (code == _DECIMAL and value.is_snan()):
+            return value
+        hashed = hash(int.from_bytes(data, "big") if code == _UUID else value)  # the same, faster
+        if self._first.setdefault(hashed, data) != data:
+            alike = self._alike.setdefault(hashed, set())
+            alike.add(data)
+            if len(alike) >= _MAX_ALIKE:
+                raise InvalidSessionData(f"a stored value has {_ALIKE}")
+        return value
+
+
+_ALIKE = f"more than {_MAX_ALIKE} keys or items with the same hash"
+_READERS: dict[int, Callable[[bytes, int], Any]] = {  # of an extension's bytes, `depth` sets deep
+    _Ext.BIG_INT: lambda data, _: int.from_bytes(data, "big", signed=True),
+    _Ext.SET: lambda data, depth: set(_unpack_items(data, depth + 1)),
+    _Ext.FROZENSET: lambda data, depth: frozenset(_unpack_items(data, depth + 1)),
+    _Ext.DATETIME: lambda data, _: dt.datetime.fromisoformat(data.decode()),
+    _Ext.DATE: lambda data, _: dt.date.fromisoformat(data.decode()),
+    _Ext.TIME: lambda data, _: dt.time.fromisoformat(data.decode()),
+    _Ext.TIMEDELTA: _read_timedelta,
+    _Ext.DECIMAL: lambda data, _: Decimal(data.decode()),
+    _Ext.UUID: lambda data, _: uuid.UUID(bytes=data),
+}
 _EXT_HOOKS = [partial(_from_ext, depth) for depth in range(_MAX_SETS + 1)]
 _UNREADABLE = (ValueError, TypeError, ArithmeticError, AttributeError, msgpack.UnpackException)
