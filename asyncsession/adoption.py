@@ -47,7 +47,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from asyncsession import verbs
-from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, encode_frame, head
+from asyncsession.blob import FORMAT, HEADER_BYTES, MAX_KEYS, Kind, encode_frame, head
 from asyncsession.errors import (
     CommitOutcomeUnknown,
     InvalidSessionData,
@@ -233,6 +233,8 @@ def _frame(settings: Settings, source: Source, data: Mapping[str, Any]) -> bytes
     session.update(data)
     session.principal = source.principal_of(data)  # set by a commit of its own, but counted here
     deltas = {key: change.delta for key, change in session.changes(settings.policies).items()}
+    if len(deltas) > MAX_KEYS:
+        raise InvalidSessionData(f"it has more than {MAX_KEYS:,} keys")
     size = HEADER_BYTES + len(encode_frame(deltas))
     if size > settings.max_bytes:
         deltas.pop(PRINCIPAL, None)

@@ -25,13 +25,14 @@ from typing import Any
 import msgpack
 
 from asyncsession.delta import Op, fold
-from asyncsession.errors import InvalidSessionData
+from asyncsession.errors import InvalidSessionData, SessionError
 from asyncsession.operations import MISSING
 from asyncsession.values import check_depth, pack, unpack, unpack_flat
 
 __all__ = [
     "FORMAT",
     "HEADER_BYTES",
+    "MAX_KEYS",
     "Chain",
     "Kind",
     "Log",
@@ -55,6 +56,8 @@ _read_frame = _FRAME.unpack_from
 _ID = 16
 _TRAILER = 6 + _ID
 _TAG = 8
+MAX_KEYS = 2**16 - 1
+"""How many keys one commit can change: a frame counts them in two bytes."""
 
 _LATEST = 253_402_300_799_999  # ms; the end of the year 9999, which is the last that Python knows
 # Each frame costs a reader about a microsecond, and a snapshot costs bytes to send: so many frames
@@ -94,7 +97,16 @@ def key_tag(key: str) -> bytes:
 
 
 def encode_frame(changes: Mapping[str, bytes]) -> bytes:
-    """Return a frame without its trailer, which the script adds."""
+    """Return a frame without its trailer, which the script adds.
+
+    Raises:
+        SessionError: it would hold more keys than a frame can.
+    """
+    if len(changes) > MAX_KEYS:
+        raise SessionError(
+            f"a commit changes at most {MAX_KEYS:,} keys, not {len(changes):,}: save in between,"
+            " or keep them in a dict under one key"
+        )
     tags = b"".join(map(key_tag, changes))
     payload = encode_payload(changes)
     length = 2 + len(tags) + len(payload) + _TRAILER

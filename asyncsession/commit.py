@@ -110,7 +110,8 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
                     raise SessionConflict("others kept changing the session", draft.guarded())
                 yield pause
             case Code.MOVED:
-                draft.move(reply)
+                with _definite(budget):
+                    draft.move(reply)
             case Code.TOO_LARGE if not draft.reloaded:
                 draft.reloaded = True
                 found = yield from _peek(settings, budget, draft.handle)
@@ -149,7 +150,8 @@ def _yield_privilege(settings: Settings, budget: Budget, draft: Draft) -> Machin
     unless the successor has the very same one. Returns a reply if the commit was done already.
     """
     while (reply := (yield from _peek(settings, budget, draft.handle))).code is Code.MOVED:
-        draft.move(reply)
+        with _definite(budget):
+            draft.move(reply)
     if reply.code is not Code.OK:
         raise draft.failure(reply, budget)
     if draft.is_in(reply.data):

@@ -10,7 +10,7 @@ from typing import Any
 from asyncsession.blob import HEADER_BYTES, Kind, Log, encode_frame, head, key_tag, scan
 from asyncsession.delta import Op, Review, encode, review
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone, SessionTooLarge
-from asyncsession.ids import session_handle
+from asyncsession.ids import checked_handle, session_handle
 from asyncsession.machine import (
     COMMIT_WINDOW,
     KEPT_IDS,
@@ -207,11 +207,16 @@ class Draft:
         self._log = log
 
     def move(self, reply: Reply) -> None:
-        """Turn to the successor that a tombstone names."""
+        """Turn to the successor that a tombstone names.
+
+        Raises:
+            InvalidSessionData: it names none.
+            SessionConflict: there were too many already.
+        """
         self.hops += 1
         if self.hops > _MAX_HOPS:
             raise SessionConflict("the session is rotated faster than a commit can follow")
-        self.handle = reply.data.decode("ascii", "replace")
+        self.handle = checked_handle(reply.data)
         self.stale = True
 
     def yield_privilege(self, log: Log) -> None:

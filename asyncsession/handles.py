@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from asyncsession.blob import FORMAT, Kind, Log, head
-from asyncsession.errors import InvalidSessionData
+from asyncsession.errors import InvalidSessionData, SessionConflict
+from asyncsession.ids import checked_handle
 from asyncsession.machine import RETRY_HORIZON, Budget, Reply, Settings, send
 from asyncsession.protocol import Code, Machine
 from asyncsession.session import Session
@@ -16,15 +17,24 @@ HORIZON = round(RETRY_HORIZON * 1000)
 MAGIC = FORMAT[:2]
 """What any session of ours begins with, whatever its format."""
 
+_MAX_HOPS = 16
+"""Rotations that one operation follows; damaged tombstones might name each other."""
+
 
 def follow(settings: Settings, budget: Budget, script: str, handle: str,
            *args: bytes | str | int) -> Machine[tuple[Reply, str]]:  # fmt: skip
-    """Run a script on a session; return its reply, and the handle that the session has now."""
-    while True:
+    """Run a script on a session; return its reply, and the handle that the session has now.
+
+    Raises:
+        SessionConflict: it was rotated too often.
+        What `send` raises.
+    """
+    for _ in range(_MAX_HOPS + 1):
         reply = yield from send(settings, budget, script, (settings.key(handle),), *args)
         if reply.code is not Code.MOVED:
             return reply, handle
-        handle = _successor(reply)
+        handle = checked_handle(reply.data)
+    raise SessionConflict("the session is rotated faster than can be followed")
 
 
 def find(
@@ -35,8 +45,8 @@ def find(
     One that cannot be read is returned as such: with no content, and `is_unreadable`. All values
     are looked at, so that damage shows here and not on the page that lists the session.
     """
-    while True:
-        try:
+    try:
+        for _ in range(_MAX_HOPS + 1):
             reply = yield from send(settings, budget, "load", (settings.key(handle),), FORMAT, 0, 0)
             if reply.code is Code.OK:
                 log = Log.parse(reply.data)
@@ -45,19 +55,15 @@ def find(
                 for key in log.keys() if is_theirs else ():
                     log.value(key)
                 return session if is_theirs else None
-        except InvalidSessionData:
-            return Session.unreadable(handle)
-        if reply.code is not Code.MOVED:
-            return None
-        handle = _successor(reply)
+            if reply.code is not Code.MOVED:
+                return None
+            handle = checked_handle(reply.data)
+    except InvalidSessionData:
+        pass
+    return Session.unreadable(handle)
 
 
 def end(settings: Settings, budget: Budget, session: Session) -> Machine[None]:
     """Leave a tombstone, following rotations: whoever logs out means the session, not the id."""
     mark = MAGIC if session.is_unreadable else head(Kind.DESTROYED, session.incarnation)
     yield from follow(settings, budget, "destroy", session.handle, mark, HORIZON)
-
-
-def _successor(reply: Reply) -> str:
-    handle: str = reply.data.decode("ascii", "replace")
-    return handle

@@ -13,12 +13,23 @@ import re
 import secrets
 import string
 
-__all__ = ["index_key", "is_session_id", "new_id", "session_handle", "sibling_id", "store_key"]
+from asyncsession.errors import InvalidSessionData
+
+__all__ = [
+    "checked_handle",
+    "index_key",
+    "is_session_id",
+    "new_id",
+    "session_handle",
+    "sibling_id",
+    "store_key",
+]
 
 _SLOT_LETTERS = string.ascii_letters + string.digits
 _SLOT_LENGTH = 3  # 62^3 tags spread evenly over Cluster's 16,384 slots
 _SECRET_BYTES = 24  # 192 bits; ASVS 5.0 7.2.3 asks for 128 or more
 _ID = re.compile(r"[A-Za-z0-9]{3}\.[A-Za-z0-9_-]{32}", re.ASCII)
+_HANDLE = re.compile(r"\{[A-Za-z0-9]{3}\}:[A-Za-z0-9_-]{43}", re.ASCII)
 
 
 def new_id() -> str:
@@ -40,6 +51,18 @@ def session_handle(session_id: str) -> str:
     """Return the public name of a session: `{slot}:digest`, of no use as an id."""
     slot, secret = session_id[:_SLOT_LENGTH], session_id[_SLOT_LENGTH + 1 :]
     return f"{{{slot}}}:{_digest(secret)}"
+
+
+def checked_handle(stored: bytes) -> str:
+    """Return the handle that the mark of a rotated session holds.
+
+    Raises:
+        InvalidSessionData: it holds none.
+    """
+    handle = stored.decode("ascii", "replace")
+    if not _HANDLE.fullmatch(handle):
+        raise InvalidSessionData("the mark of a rotated session is damaged")
+    return handle
 
 
 def store_key(prefix: str, handle: str) -> str:

@@ -155,10 +155,13 @@ def send(
         else:
             settings.clock.observe(reply.now)
             if reply.code is Code.UNREADABLE:
-                raise InvalidSessionData(
+                unreadable = InvalidSessionData(
                     "what is stored under this session's key is not of a format this version reads;"
                     " it was left as it is"
                 )
+                if budget.unsure:
+                    raise give_up(budget) from unreadable
+                raise unreadable
             return reply
         if pause is None:
             raise give_up(budget, failure) from failure

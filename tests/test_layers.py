@@ -18,8 +18,8 @@ ROOT = Path(asyncsession.__file__).parent
 
 # From the bottom up; a module may import from lower layers, and from those named beside it.
 LAYERS = [
-    {"errors", "forks", "scripts", "ids", "protocol"},
-    {"values"},
+    {"errors", "forks", "scripts", "protocol"},
+    {"ids", "values"},
     {"operations"},
     {"delta"},
     {"merge", "blob"},

@@ -109,7 +109,10 @@ SCRIPT_MUTANTS: dict[str, tuple[str, str, str, Scenario]] = {
     ),
     "tombstones are no obstacle": (
         "commit",
-        "if kind ~= 'L' then return reply(GONE) end",
+        (
+            "if kind == 'D' and #blob == HEAD then return reply(GONE) end\n"
+            "  if kind ~= 'L' or not before_log(blob) then return reply(UNREADABLE) end"
+        ),
         "if kind ~= 'L' then blob = head .. bytes(now, 6) .. bytes(2^47, 6) .. ('\\0'):rep(16) end",
         gone,
     ),
