@@ -173,7 +173,8 @@ def give_up(
 ) -> StoreUnavailable | CommitOutcomeUnknown:
     """Return the error of an operation that ran out of time or was refused for good."""
     if budget.unsure:
-        return CommitOutcomeUnknown("sent, and never answered: done once, or not at all")
+        latest = f" ({failure})" if failure else ""
+        return CommitOutcomeUnknown(f"sent, and never answered: done once, or not at all{latest}")
     return StoreUnavailable(
         f"Redis was not reached, or refused: {failure}" if failure else "out of time"
     )
