@@ -59,7 +59,7 @@ if not blob then
   if outside then return reply(LATE) end
   blob = head .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. string.rep('\0', 16)
 else
-  if sub(blob, 1, 3) ~= sub(head, 1, 3) then return reply(UNREADABLE) end
+  if sub(blob, 1, 3) ~= sub(head, 1, 3) or #blob < HEAD then return reply(UNREADABLE) end
   if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return reply(GONE) end
   local kind = sub(blob, 4, 4)
   if kind == 'M' then return reply(MOVED, 0, sub(blob, HEAD + 1, HEAD + HANDLE)) end
@@ -85,6 +85,8 @@ if string.find(blob, id, 1, true) then return answer(APPLIED) end
 if outside or rotated or issued <= forgotten or (creating and #blob > log) then
   return reply(LATE)
 end
+-- What the committer has not seen may be damaged; nobody could read what was put behind that.
+if not creating and not is_whole(blob, found and base or log) then return reply(UNREADABLE) end
 
 if guards ~= '' then
   if not found then return answer(CONFLICT) end
@@ -92,7 +94,6 @@ if guards ~= '' then
   local at = base + 1
   while at <= #blob do
     local after, tags = next_frame(blob, at)
-    if not after then return reply(UNREADABLE) end
     for tag = at + 6, at + 5 + 8 * tags, 8 do
       for guard = 1, #guards - 7, 8 do
         if sub(blob, tag, tag + 7) == sub(guards, guard, guard + 7) then return answer(CONFLICT) end

@@ -18,7 +18,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local head = ARGV[1]
 local blob = read(KEYS[1])
 if not blob then return {GONE, now, ''} end
-if string.sub(blob, 1, 3) ~= string.sub(head, 1, 3) then return {UNREADABLE, now, ''} end
+if string.sub(blob, 1, 3) ~= string.sub(head, 1, 3) or #blob < HEAD then
+  return {UNREADABLE, now, ''}
+end
 if string.sub(blob, 5, HEAD) ~= string.sub(head, 5, HEAD) then return {GONE, now, ''} end
 local kind = string.sub(blob, 4, 4)
 if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1, HEAD + HANDLE)} end
