@@ -45,8 +45,34 @@ _joints = st.sampled_from([b"session=", b"__Host-session=", b"s=", b"; ", b";", 
                            b"Bearer ", b"bearer", b"\t", b'"', b","])  # fmt: skip
 headers = st.lists(st.binary(max_size=6) | _joints | ids, max_size=12).map(b"".join)
 _parts = st.sampled_from(
-    "redis:// rediss:// unix:// memory:// embedded:// : @ / ? & = [::1] % # 0 -1 65536 none db path"
-    " protocol retry encoding max_connections socket_timeout ssl_cert_reqs".split()
+    [
+        "redis://",
+        "rediss://",
+        "unix://",
+        "memory://",
+        "embedded://",
+        ":",
+        "@",
+        "/",
+        "?",
+        "&",
+        "=",
+        "[::1]",
+        "%",
+        "#",
+        "0",
+        "-1",
+        "65536",
+        "none",
+        "db",
+        "path",
+        "protocol",
+        "retry",
+        "encoding",
+        "max_connections",
+        "socket_timeout",
+        "ssl_cert_reqs",
+    ]
 )
 urls = st.lists(_parts | st.text(max_size=4), max_size=9).map(
     lambda parts: "".join(parts).encode("utf-8", "surrogatepass")
