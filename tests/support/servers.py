@@ -17,7 +17,11 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from asyncsession.errors import ConfigurationError
 from asyncsession.transport.embedded import server_binary
@@ -118,11 +122,14 @@ class Server:
     Args:
         flavour: a key of `FLAVOURS`.
         tls: also listen for TLS on `tls_port`, with a certificate signed by `ca_file`.
+        sentinel: run as a Sentinel, which keeps what it is told in a file of its own.
         config: options as on the command line, with underscores for dashes:
             `requirepass="secret"`, `appendonly="yes"`, `appendfsync="always"`.
     """
 
-    def __init__(self, flavour: str, *, tls: bool = False, **config: str | int) -> None:
+    def __init__(
+        self, flavour: str, *, tls: bool = False, sentinel: bool = False, **config: str | int
+    ) -> None:
         binary = FLAVOURS[flavour]
         if binary is None:
             raise ServerFailed(f"{flavour} is not installed")
@@ -138,13 +145,21 @@ class Server:
         }
         self.port = 0
         self.tls_port = 0
+        self.cluster_port = 0
         self.ca_file = self.directory / "ca.pem"
         self._binary = binary
         self._tls = tls
+        self._is_clustered = config.get("cluster_enabled") == "yes"
+        self._mode = self._sentinel_mode() if sentinel else []
         self._log = self.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
         if tls:
             self._issue_certificate()
+
+    def _sentinel_mode(self) -> list[str]:
+        path = self.directory / "sentinel.conf"
+        path.touch()
+        return [str(path), "--sentinel"]
 
     def _issue_certificate(self) -> None:
         import trustme
@@ -210,6 +225,7 @@ class Server:
             if not chosen:
                 self.port = _free_port()
                 self.tls_port = _free_port() if self._tls else 0
+                self.cluster_port = _free_port() if self._is_clustered else 0
             self._launch()
             try:
                 self._wait_until_ready(deadline)
@@ -224,7 +240,9 @@ class Server:
 
     def _launch(self) -> None:
         ports = {"port": self.port} | ({"tls_port": self.tls_port} if self._tls else {})
-        words = [self._binary]
+        if self._is_clustered:
+            ports["cluster_port"] = self.cluster_port
+        words = [self._binary, *self._mode]
         for name, value in (self.config | ports).items():
             words += [f"--{name.replace('_', '-')}", str(value)]
         with self._log.open("wb") as log:
@@ -256,6 +274,21 @@ class Server:
                 return probe.recv(16).startswith((b"+PONG", b"-NOAUTH"))
             except OSError:  # no socket yet, or nobody behind it
                 return False
+
+    def admin(self) -> Redis:
+        """Return a client over the unix socket; use it as a context."""
+        return Redis(
+            unix_socket_path=str(self.config["unixsocket"]),
+            password=str(self.config.get("requirepass", "")) or None,
+            decode_responses=True,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    def run(self, *command: str | int) -> Any:
+        """Run one command on it and return the reply."""
+        with self.admin() as client:
+            return client.execute_command(*map(str, command))
 
     def stop(self) -> None:
         """Shut down in order; the data directory stays. Nothing to do if it isn't running."""
