@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
 from support.backends import BACKENDS, REAL, Backend, open_backend
+from support.cluster import Cluster
+from support.sentinel import SentinelGroup
 from support.servers import Server, available
 
 
 @pytest.fixture(scope="session")
-def get_server() -> Iterator[Callable[[str], Server]]:
+def get_server() -> Iterator[Callable[[str], Any]]:
     """A function that returns the one running server of a flavour, started on first use.
 
+    "cluster" and "sentinel" are flavours of several servers, without fail-over.
     The test is skipped where the flavour is not installed. Data is shared between tests: give each
     its own prefix. A test that stops or configures a server makes a `Server` of its own.
     """
-    servers: dict[str, Server] = {}
+    servers: dict[str, Server | Cluster | SentinelGroup] = {}
+    several = {"cluster": Cluster, "sentinel": SentinelGroup}
 
-    def get(flavour: str) -> Server:
-        if flavour not in available():
+    def get(flavour: str) -> Server | Cluster | SentinelGroup:
+        if flavour not in available() and (flavour not in several or not available()):
             pytest.skip(f"{flavour} is not installed")
         if flavour not in servers:
-            servers[flavour] = Server(flavour)
+            make = several.get(flavour)
+            servers[flavour] = make(available()[0]) if make else Server(flavour)
         server = servers[flavour]
         return server if server.running else server.start()
 

@@ -26,7 +26,6 @@ from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, parse_url
 from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, ResponseError
 from redis.retry import Retry
-from redis.sentinel import SentinelConnectionPool
 
 from asyncsession import forks
 from asyncsession.errors import ConfigurationError
@@ -34,16 +33,21 @@ from asyncsession.protocol import BlockingTransport, Call, Refused
 from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
 from asyncsession.transport.faults import BROKEN, after_sending, before_sending
-from asyncsession.transport.options import Options, Word, check, for_connection, read_url, words_of
+from asyncsession.transport.options import (
+    ASKING,
+    Options,
+    Word,
+    check,
+    for_connection,
+    read_url,
+    without_maintenance,
+    words_of,
+)
 
-__all__ = ["PoolTransport", "of_client", "of_embedded", "of_url"]
+__all__ = ["PoolTransport", "make", "of_client", "of_embedded", "of_url"]
 
 _ERROR_REPLIES = (ResponseError, BusyLoadingError)  # the connection is as good as before
 _SHORTEST = 0.001  # seconds; to a socket, 0 would mean not to wait at all
-
-_POOL_ONLY = ("maint", "orig_", "oss_")
-"""What pools tell their connections about notifications of maintenance, which come on RESP3 alone.
-They lead back to the pool that a connection was made for."""
 
 
 def of_url(url: str, size: int) -> BlockingTransport:
@@ -53,15 +57,15 @@ def of_url(url: str, size: int) -> BlockingTransport:
         ConfigurationError: redis-py does not understand it.
     """
     options = read_url(url, parse_url)
-    check(options, _make)
-    return PoolTransport(lambda: options, size)
+    check(options, make)
+    return PoolTransport(lambda _seconds: options, size)
 
 
 def of_embedded(url: str, size: int) -> BlockingTransport:
     """Return the transport for the server of this process that `embedded://name` names."""
     name = url.partition("://")[2]
 
-    def options() -> Options:
+    def options(_seconds: float) -> Options:
         path = embedded.socket_path(name)
         return {"connection_class": UnixDomainSocketConnection, "path": path}
 
@@ -72,38 +76,35 @@ def of_client(client: Any, size: int) -> BlockingTransport:
     """Return a transport that connects as `client` does, on connections of its own.
 
     Raises:
-        ConfigurationError: not a `redis.Redis`, or one that asks Sentinel.
+        ConfigurationError: not a `redis.Redis`.
     """
     pool = getattr(client, "connection_pool", None)
     if not isinstance(client, Redis) or not isinstance(pool, ConnectionPool):
         raise ConfigurationError(
             f"a store is a URL or a redis.Redis client, not {type(client).__qualname__}"
         )
-    if isinstance(pool, SentinelConnectionPool):
-        raise ConfigurationError("clients that ask Sentinel are not supported yet")
     given = pool.connection_kwargs | {"connection_class": pool.connection_class}
-    options = {name: value for name, value in given.items() if not name.startswith(_POOL_ONLY)}
-    return PoolTransport(lambda: options, size)
+    options = without_maintenance(given)
+    return PoolTransport(lambda _seconds: options, size)
 
 
 class PoolTransport:
     """Calls on connections that are lent to one thread at a time.
 
     Args:
-        options: returns redis-py's connection options; asked before each connection.
+        options: returns redis-py's connection options, within so many seconds; asked before each
+            connection.
         size: how many connections there are at the most.
     """
 
-    def __init__(self, options: Callable[[], Options], size: int) -> None:
+    def __init__(self, options: Callable[[float], Options], size: int) -> None:
         self._options = options
         self._size = size
         self._pool = _Pool(options, size)
 
     def call(self, call: Call) -> list[Any]:
         """Run a script and return its reply."""
-        pool = self._pool
-        if pool.forks != forks.count():
-            pool = self._pool = _Pool(self._options, self._size)
+        pool = self._own_pool()
         script = SCRIPTS[call.script]
         words = words_of(call)
         reply: list[Any]
@@ -116,6 +117,15 @@ class PoolTransport:
             raise after_sending(error) from error
         return reply
 
+    def call_asking(self, call: Call) -> list[Any]:
+        """Run a script on a node that is taking over the slot of its keys; say so right before."""
+        script = ("EVAL", SCRIPTS[call.script].source, *words_of(call))
+        try:
+            reply: list[Any] = self._own_pool().call(script, call.timeout, ASKING)
+        except _ERROR_REPLIES as error:
+            raise after_sending(error) from error
+        return reply
+
     def close(self) -> None:
         """Close the connections, those in use after their call; another call opens new ones."""
         pool, self._pool = self._pool, _Pool(self._options, self._size)
@@ -123,6 +133,11 @@ class PoolTransport:
 
     def __repr__(self) -> str:
         return "redis"
+
+    def _own_pool(self) -> _Pool:
+        if self._pool.forks != forks.count():
+            self._pool = _Pool(self._options, self._size)
+        return self._pool
 
 
 class _Pool:
@@ -135,7 +150,7 @@ class _Pool:
         forks: of the process that it belongs to.
     """
 
-    def __init__(self, options: Callable[[], Options], size: int) -> None:
+    def __init__(self, options: Callable[[float], Options], size: int) -> None:
         self.forks = forks.count()
         self._options = options
         self._size = size
@@ -146,16 +161,28 @@ class _Pool:
         self._idle: queue.SimpleQueue[AbstractConnection | None] = queue.SimpleQueue()
         self._is_closed = False
 
-    def call(self, command: tuple[Word, ...], patience: float) -> Any:
-        """Send a command and return its reply, or raise the error that it is."""
-        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
+    def call(
+        self, command: tuple[Word, ...], patience: float, before: tuple[Word, ...] = ()
+    ) -> Any:
+        """Send a command and return its reply, or raise the error that it is.
+
+        Args:
+            command: the words.
+            patience: seconds.
+            before: the words of another one, to be sent right before it.
+        """
+        words = [before, command] if before else [command]
+        packed = [hiredis.pack_command(one) for one in words]  # type: ignore[arg-type]
         ends = time.monotonic() + patience
         connection = self._usable(ends)
         is_clean = False
         try:
             # It bounds what is sent as well as what is read.
             connection.update_current_socket_timeout(_left(ends))
-            connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
+            connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
+            if before:
+                with suppress(*_ERROR_REPLIES):  # what the command behind it meets tells more
+                    connection.read_response(disable_decoding=True, disconnect_on_error=False)
             reply = connection.read_response(disable_decoding=True, disconnect_on_error=False)
             is_clean = True
         except _ERROR_REPLIES as error:
@@ -200,7 +227,7 @@ class _Pool:
                 while True:
                     if (connection := self._idle.get_nowait()) is not None:
                         return connection
-            if (connection := self._new()) is not None:
+            if (connection := self._new(ends)) is not None:
                 return connection
             try:
                 connection = self._idle.get(timeout=_left(ends))
@@ -210,12 +237,17 @@ class _Pool:
             if connection is not None:
                 return connection
 
-    def _new(self) -> AbstractConnection | None:
-        options = self._options()
+    def _new(self, ends: float) -> AbstractConnection | None:
+        if len(self._open) >= self._size:
+            return None
+        try:
+            options = self._options(_left(ends))
+        except BROKEN as error:
+            raise before_sending(error) from error
         with self._guard:
             if len(self._open) >= self._size:
                 return None
-            connection = _make(options)
+            connection = make(options)
             self._open.add(connection)
             return connection
 
@@ -246,8 +278,8 @@ class _Pool:
             self._idle.put(None)
 
 
-def _make(options: Options) -> AbstractConnection:
-    """Return a new connection, not connected yet."""
+def make(options: Options) -> AbstractConnection:
+    """Return a new connection with these options, not connected yet."""
     own = for_connection(options, retry=Retry(NoBackoff(), 0))
     kind: type[AbstractConnection] = own.pop("connection_class", Connection)
     return kind(**own)

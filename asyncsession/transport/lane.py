@@ -11,7 +11,7 @@ and makes callers wait while the link has no room.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
@@ -27,10 +27,10 @@ class Lane:
     """The way to one server, over one connection at a time.
 
     Args:
-        make: returns a new connection of redis-py's, not connected yet.
+        make: a coroutine function that returns a new connection of redis-py's, not connected yet.
     """
 
-    def __init__(self, make: Callable[[], AbstractConnection]) -> None:
+    def __init__(self, make: Callable[[], Awaitable[AbstractConnection]]) -> None:
         self._make = make
         self._link: Link | None = None
         self._connecting = asyncio.Lock()
@@ -49,6 +49,26 @@ class Lane:
         if link is not None and link.is_under_way:
             return link.post(command, patience, self._silence)
         return self._begin(command, patience)
+
+    async def together(self, commands: Sequence[tuple[Word, ...]], patience: float) -> list[Any]:
+        """Send commands with nothing between them, and return their replies.
+
+        Raises:
+            RedisError: the last of the commands was refused.
+            Refused, Lost: as the transports' protocol says; after `patience` seconds at the latest.
+        """
+        self._silence = max(self._silence, patience)
+        link: Link | None = None
+        try:
+            async with asyncio.timeout(patience):
+                link = await self._usable()
+                sent = link.post_all(commands, self._silence)
+                replies = await asyncio.gather(*sent, return_exceptions=True)
+        except TimeoutError as error:
+            raise (after_sending(error) if link else before_sending(error)) from error
+        if isinstance(replies[-1], BaseException):
+            raise replies[-1]
+        return replies
 
     async def aclose(self) -> None:
         """Close the connection; whoever still waits on it is told so."""
@@ -84,13 +104,15 @@ class Lane:
             link = self._link
             if link is not None and await link.is_usable():
                 return link
-            connection = self._make()
+            connection: AbstractConnection | None = None
             try:
+                connection = await self._make()
                 await connection.connect()  # type: ignore[no-untyped-call]
             except BROKEN as error:
                 raise before_sending(error) from error
             except BaseException:
-                await connection.disconnect(nowait=True)
+                if connection is not None:
+                    await connection.disconnect(nowait=True)
                 raise
             self._link = Link(connection)
             return self._link

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
-from itertools import chain, cycle
+from itertools import cycle
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import anyio.to_thread
 from redis.asyncio import Connection, ConnectionPool, Redis, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
@@ -28,12 +26,18 @@ from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
 from asyncsession.transport.faults import after_sending
 from asyncsession.transport.lane import Lane
-from asyncsession.transport.options import Options, check, for_connection, read_url, words_of
+from asyncsession.transport.loops import PerLoop, running_loop
+from asyncsession.transport.options import (
+    ASKING,
+    Options,
+    check,
+    fixed,
+    for_connection,
+    read_url,
+    words_of,
+)
 
-__all__ = ["LaneTransport", "of_client", "of_embedded", "of_url"]
-
-_inherited: list[Lane] = []
-"""Lanes of a parent process. Collecting them would close sockets and poll sets that are its own."""
+__all__ = ["LaneTransport", "make", "of_client", "of_embedded", "of_url"]
 
 
 def of_url(url: str, count: int) -> Transport:
@@ -43,8 +47,8 @@ def of_url(url: str, count: int) -> Transport:
         ConfigurationError: redis-py does not understand it.
     """
     options = read_url(url, parse_url)
-    check(options, _make)
-    return LaneTransport(_fixed(options), count)
+    check(options, make)
+    return LaneTransport(fixed(options), count)
 
 
 def of_embedded(url: str, count: int) -> Transport:
@@ -62,40 +66,30 @@ def of_client(client: Any, count: int) -> Transport:
     """Return a transport that connects as `client` does, on connections of its own.
 
     Raises:
-        ConfigurationError: not a `redis.asyncio.Redis`, or one that asks Sentinel.
+        ConfigurationError: not a `redis.asyncio.Redis`.
     """
     pool = getattr(client, "connection_pool", None)
     if not isinstance(client, Redis) or not isinstance(pool, ConnectionPool):
         raise ConfigurationError(
             f"a store is a URL or a redis.asyncio.Redis client, not {type(client).__qualname__}"
         )
-    if isinstance(pool, SentinelConnectionPool):
-        raise ConfigurationError("clients that ask Sentinel are not supported yet")
     options = pool.connection_kwargs | {"connection_class": pool.connection_class}
-    return LaneTransport(_fixed(options), count)
-
-
-def _fixed(options: Options) -> Callable[[], Awaitable[Options]]:
-    async def later() -> Options:
-        return options
-
-    return later
+    return LaneTransport(fixed(options), count)
 
 
 class LaneTransport:
     """Calls on the lanes of each event loop, which take them in turn.
 
     Args:
-        options: a coroutine function that returns redis-py's connection options.
+        options: a coroutine function that returns redis-py's connection options; asked before
+            each connection. What it raises is raised by the call.
         count: lanes for each event loop.
     """
 
     def __init__(self, options: Callable[[], Awaitable[Options]], count: int) -> None:
         self._options = options
         self._count = count
-        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Lane, ...]] = (
-            WeakKeyDictionary()
-        )
+        self._lanes: PerLoop[tuple[Lane, ...]] = PerLoop()
         self._forks = forks.count()
         self._latest: Callable[[], asyncio.AbstractEventLoop | None] = _nothing
         self._next: Iterator[Lane] | None = None  # of the latest loop, nearly always the only one
@@ -103,8 +97,8 @@ class LaneTransport:
     async def call(self, call: Call) -> list[Any]:
         """Run a script and return its reply."""
         lanes = self._next
-        if lanes is None or self._latest() is not _running_loop() or self._forks != forks.count():
-            lanes = await self._lanes_of(_running_loop())
+        if lanes is None or self._latest() is not running_loop() or self._forks != forks.count():
+            lanes = self._lanes_of(running_loop())
         lane = next(lanes)
         script = SCRIPTS[call.script]
         words, timeout = words_of(call), call.timeout
@@ -118,46 +112,46 @@ class LaneTransport:
             raise after_sending(error) from error
         return reply
 
+    async def call_asking(self, call: Call) -> list[Any]:
+        """Run a script on a node that is taking over the slot of its keys; say so right before."""
+        lanes = self._lanes_of(running_loop())
+        script = ("EVAL", SCRIPTS[call.script].source, *words_of(call))
+        try:
+            _ok, reply = await next(lanes).together((ASKING, script), call.timeout)
+        except RedisError as error:
+            raise after_sending(error) from error
+        return reply  # type: ignore[no-any-return]
+
     async def aclose(self) -> None:
         """Close the connection that the running loop has; another call would open a new one."""
         self._next = None
-        for lane in self._lanes.pop(_running_loop(), ()):
+        for lane in self._lanes.pop(running_loop(), ()):
             await lane.aclose()
 
     def __repr__(self) -> str:
         return "redis"
 
-    async def _lanes_of(self, loop: asyncio.AbstractEventLoop) -> Iterator[Lane]:
-        if self._forks != forks.count():
-            _inherited.extend(chain.from_iterable(self._lanes.values()))
-            self._lanes, self._forks = WeakKeyDictionary(), forks.count()
-        if loop not in self._lanes:
-            for ended in [other for other in self._lanes if other.is_closed()]:
-                del self._lanes[ended]  # a lane keeps its loop alive, and nobody closes it any more
-            options = await self._options()
-            lanes = tuple(Lane(partial(_make, options)) for _ in range(self._count))
-            self._lanes.setdefault(loop, lanes)
-        self._latest, self._next = ref(loop), cycle(self._lanes[loop])
+    def _lanes_of(self, loop: asyncio.AbstractEventLoop) -> Iterator[Lane]:
+        lanes = self._lanes.of(loop, self._open)
+        self._forks = forks.count()
+        self._latest, self._next = ref(loop), cycle(lanes)
         return self._next
 
+    def _open(self) -> tuple[Lane, ...]:
+        return tuple(Lane(self._connection) for _ in range(self._count))
 
-def _make(options: Options) -> AbstractConnection:
-    """Return a new connection."""
+    async def _connection(self) -> AbstractConnection:
+        return make(await self._options())
+
+
+def make(options: Options) -> AbstractConnection:
+    """Return a new connection with these options, not connected yet."""
     # With a socket_timeout redis-py sends under `asyncio.wait_for`, which before Python 3.12 may
     # swallow the cancellation that ends a call's patience. That patience bounds sending and reading
     # already.
     own = for_connection(options, retry=Retry(NoBackoff(), 0), socket_timeout=None)
     kind: type[AbstractConnection] = own.pop("connection_class", Connection)
     return kind(**own)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        raise ConfigurationError(
-            "asyncsession runs on asyncio; redis-py does not run on trio"
-        ) from None
 
 
 def _nothing() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import hiredis
@@ -93,6 +94,26 @@ class Link:
         if len(self._outbox) == 1:  # after it is in there: an eager task begins at once
             self._start(self._flush())
         return reply
+
+    def post_all(
+        self, commands: Sequence[tuple[Word, ...]], silence: float
+    ) -> list[asyncio.Future[Any]]:
+        """Send commands in one go; the futures bring the replies, in the same order.
+
+        Args:
+            commands: the words of each.
+            silence: seconds without any reply after which the connection is given up.
+        """
+        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+        was_idle = self.is_idle
+        replies = [self._loop.create_future() for _ in commands]
+        for reply in replies:
+            self._wait(reply, math.inf, silence)
+        self._outbox += packed
+        self._start(self._flush())
+        if was_idle:
+            self._start(self._pump())
+        return replies
 
     async def ask(self, command: tuple[Word, ...], silence: float) -> Any:
         """Send a command and read its reply in the task of the caller: nobody else is here."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -12,10 +12,27 @@ from redis.exceptions import RedisError
 from asyncsession.errors import ConfigurationError
 from asyncsession.protocol import Call
 
-__all__ = ["Options", "Word", "check", "for_connection", "read_url", "words_of"]
+__all__ = [
+    "ASKING",
+    "Options",
+    "Word",
+    "check",
+    "fixed",
+    "for_connection",
+    "read_url",
+    "without_maintenance",
+    "words_of",
+]
 
 Options = dict[str, Any]
 Word = bytes | str
+
+ASKING: tuple[Word, ...] = ("ASKING",)
+"""Lets the next command into a slot that is being moved to the node."""
+
+_MAINTENANCE = ("maint", "orig_", "oss_")
+"""What pools tell their connections about notifications of maintenance, which come on RESP3 alone.
+They lead back to the pool that a connection was made for."""
 
 # Options that are text. What else comes as such from a URL, redis-py wants as an object.
 _TEXTS = ("client_name", "encoding", "encoding_errors", "host", "lib_name", "lib_version",
@@ -76,6 +93,20 @@ def for_connection(given: Options, **own: Any) -> Options:
     merged: Options = {"driver_info": _DRIVER, **given, "protocol": 2, **own}
     merged.pop("max_connections", None)
     return merged
+
+
+def without_maintenance(given: Mapping[str, Any]) -> Options:
+    """Return the options of a pool's connections that others can be made with."""
+    return {name: value for name, value in given.items() if not name.startswith(_MAINTENANCE)}
+
+
+def fixed(options: Options) -> Callable[[], Awaitable[Options]]:
+    """Return a coroutine function that returns these options."""
+
+    async def later() -> Options:
+        return options
+
+    return later
 
 
 def words_of(call: Call) -> tuple[Word, ...]:

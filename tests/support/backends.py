@@ -9,19 +9,21 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import fakeredis
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from asyncsession import SessionManager, SyncSessionManager
 from asyncsession.transport import embedded, fake
-from support.servers import Server
+from support.cluster import Cluster
+from support.sentinel import SentinelGroup
 from support.threads import InThreads
 
-__all__ = ["BACKENDS", "EITHER", "REAL", "Backend", "open_backend"]
+__all__ = ["BACKENDS", "EITHER", "REAL", "TOPOLOGIES", "Backend", "open_backend"]
 
 SYNC_MARK = "sync-"  # the same store behind a `SyncSessionManager`, one thread for each call
 REAL = ("embedded", "valkey9", "redis8", "redis-system")
+TOPOLOGIES = ("cluster", "sentinel")
 BACKENDS = ("memory", *REAL)
-EITHER = (*BACKENDS, *(f"{SYNC_MARK}{name}" for name in BACKENDS))
+EITHER = tuple(f"{mark}{name}" for mark in ("", SYNC_MARK) for name in (*BACKENDS, *TOPOLOGIES))
 
 fakeredis.FakeRedis().ping()  # the first one reads tables from disk, which would block the loop
 
@@ -62,13 +64,13 @@ class Backend:
     async def aclose(self) -> None:
         for manager in self._managers:
             await manager.aclose()
-        if found := await self.keys():
-            await self.redis.delete(*found)
+        for key in await self.keys():
+            await self.redis.delete(key)
         await self.redis.aclose()
 
 
 @asynccontextmanager
-async def open_backend(name: str, get_server: Callable[[str], Server]) -> AsyncIterator[Backend]:
+async def open_backend(name: str, get_server: Callable[[str], Any]) -> AsyncIterator[Backend]:
     """Open a store by its name in `EITHER`; skip the test if this machine lacks it."""
     port = None
     redis: Any
@@ -81,6 +83,14 @@ async def open_backend(name: str, get_server: Callable[[str], Server]) -> AsyncI
         url = "embedded://conformance"
         path = await asyncio.to_thread(embedded.socket_path, "conformance")
         redis = Redis(unix_socket_path=path)
+    elif kind == "cluster":
+        cluster: Cluster = await asyncio.to_thread(get_server, kind)
+        url = cluster.url
+        redis = RedisCluster(port=cluster.nodes[0].port, host="127.0.0.1")
+    elif kind == "sentinel":
+        group: SentinelGroup = await asyncio.to_thread(get_server, kind)
+        url = group.url
+        redis = Redis.from_url((await asyncio.to_thread(group.master)).url)
     else:
         server = await asyncio.to_thread(get_server, kind)
         url, port = server.url, server.port

@@ -55,8 +55,9 @@ class Cluster:
     """
 
     def __init__(self, flavour: str = "valkey9", *, masters: int = 3, replicas: int = 0,
-                 node_timeout: int = 1000, tls: bool = False, **config: str | int) -> None:  # fmt: skip
-        options: dict[str, str | int] = {
+                 node_timeout: int = 1000, tls: bool = False,
+                 **config: str | int) -> None:  # fmt: skip
+        options: dict[str, Any] = {
             "cluster_enabled": "yes",
             "cluster_node_timeout": node_timeout,
             "cluster_replica_validity_factor": 0,
@@ -68,9 +69,8 @@ class Cluster:
             options["masterauth"] = config["requirepass"]
         self._masters = masters
         self._replicas = replicas
-        self.nodes = [
-            Server(flavour, tls=tls, **options | config) for _ in range(masters * (1 + replicas))
-        ]
+        count = masters * (1 + replicas)
+        self.nodes = [Server(flavour, tls=tls, **{**options, **config}) for _ in range(count)]
 
     @property
     def url(self) -> str:

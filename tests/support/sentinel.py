@@ -5,7 +5,7 @@ All calls block; a test that runs on an event loop makes them in a thread.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from support.cluster import wait_until
 from support.servers import Server
@@ -14,9 +14,10 @@ __all__ = ["SERVICE", "SentinelGroup"]
 
 SERVICE = "sessions"
 
-# What Sentinel does every 1 to 10 seconds by itself, in ms; a busy machine is no reason to panic. A
-# replica that says it is a master is demoted again after four periods of publishing without news, and
-# one of which nothing was heard for five periods of pinging (once a second, then) is not promoted.
+# What Sentinel does every 1 to 10 seconds by itself, in ms; a busy machine is no reason to panic.
+# A replica that says it is a master is demoted again after four periods of publishing without news;
+# one of which nothing was heard for five periods of pinging is not promoted, and without a master
+# each is asked once a second.
 _HURRY = {
     "info-period": 100,
     "ping-period": 300,
@@ -47,13 +48,14 @@ class SentinelGroup:
     def __init__(self, flavour: str = "valkey9", *, replicas: int = 2, sentinels: int = 3,
                  down_after: int = 700, tls: bool = False, sentinel_password: str = "",
                  **config: str | int) -> None:  # fmt: skip
-        options: dict[str, str | int] = {"repl_diskless_sync_delay": 0}
+        options: dict[str, Any] = {"repl_diskless_sync_delay": 0}
         if "requirepass" in config:
             options["masterauth"] = config["requirepass"]
         self._down_after = down_after
         self._sentinel_password = sentinel_password
-        self.servers = [Server(flavour, tls=tls, **options | config) for _ in range(1 + replicas)]
-        own = {"requirepass": sentinel_password} if sentinel_password else {}
+        options |= config
+        self.servers = [Server(flavour, tls=tls, **options) for _ in range(1 + replicas)]
+        own: dict[str, Any] = {"requirepass": sentinel_password} if sentinel_password else {}
         self.sentinels = [Server(flavour, sentinel=True, **own) for _ in range(sentinels)]
 
     @property
