@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from support.backends import EITHER, Backend
+from support.backends import EVERYWHERE, Backend
 
 from asyncsession import (
     InvalidSessionData,
@@ -23,7 +23,7 @@ from asyncsession import (
 )
 from asyncsession.ids import new_id, store_key
 
-STORES = EITHER
+STORES = EVERYWHERE
 
 EVERY_TYPE: dict[str, Any] = {
     "none": None,

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from support.backends import EITHER, Backend
+from support.backends import WITH_SOAK, Backend
 from support.proxy import Fault, FaultProxy, is_script
 
 from asyncsession import (
@@ -24,7 +24,7 @@ from asyncsession import (
 from asyncsession.ids import index_key, new_id, store_key
 from asyncsession.scripts import SCRIPTS
 
-STORES = EITHER
+STORES = WITH_SOAK
 USER = "user:42"
 POLICIES = ["refuse", "end_oldest"]
 

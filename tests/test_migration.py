@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from support.backends import EITHER, Backend
+from support.backends import WITH_SOAK, Backend
 from support.migrating import DATA, Browser, Theirs, of_user, open_theirs
 from support.proxy import Fault, FaultProxy
 
 from asyncsession import SessionGone, StoreUnavailable
 from asyncsession.ids import is_session_id
 
-STORES = EITHER
+STORES = WITH_SOAK
 
 
 @pytest.fixture

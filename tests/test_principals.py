@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from support.backends import EITHER, Backend
+from support.backends import EVERYWHERE, Backend
 from support.logs import DEADLINE, blob, set_
 from support.proxy import Fault, FaultProxy, is_script
 from test_docs import ROOT, run
@@ -28,7 +28,7 @@ from asyncsession.errors import SessionError
 from asyncsession.ids import index_key, store_key
 from asyncsession.protocol import Call, Refused, Together
 
-STORES = EITHER
+STORES = EVERYWHERE
 USER = "user:42"
 HOUR = dt.timedelta(hours=1)
 STAMP = 22  # bytes from the end of a log at which its last stamp begins

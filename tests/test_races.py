@@ -6,12 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.backends import EITHER, Backend
+from support.backends import WITH_SOAK, Backend
 from support.scenarios import POLICIES, gone_is_gone, many_writers
 
 from asyncsession import Session, SessionGone, merge
 
-STORES = EITHER
+STORES = WITH_SOAK
 
 
 async def test_32_writers_through_4_managers(real_backend: Backend) -> None:

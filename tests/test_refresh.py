@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.backends import EITHER, Backend
+from support.backends import WITH_SOAK, Backend
 from support.logs import Store, small_values
 from support.proxy import Fault, FaultProxy, is_script
 from support.strategies import edited, image, items
@@ -28,7 +28,7 @@ from asyncsession.blob import Log
 from asyncsession.ids import store_key
 from asyncsession.merge import Policies
 
-STORES = EITHER
+STORES = WITH_SOAK
 
 
 async def stored(backend: Backend, **values: Any) -> Session:

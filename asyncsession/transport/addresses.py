@@ -121,7 +121,7 @@ def _read(
         if "host" not in address or not _is_plain(host):
             raise ConfigurationError(
                 f"address {number} in the URL of the store is not host:port, host, [IPv6]:port or"
-                f" [IPv6]: {example}"
+                f" [IPv6] (special characters of a password are percent-encoded): {example}"
             )
         addresses.append((str(address["host"]), int(address.get("port", default_port))))
     options = read_url(f"{scheme}://{user}@/?{query}", parse)

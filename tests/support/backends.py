@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import fakeredis
+import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from asyncsession import SessionManager, SyncSessionManager
@@ -17,13 +18,16 @@ from support.cluster import Cluster
 from support.sentinel import SentinelGroup
 from support.threads import InThreads
 
-__all__ = ["BACKENDS", "EITHER", "REAL", "TOPOLOGIES", "Backend", "open_backend"]
+__all__ = ["BACKENDS", "EVERYWHERE", "REAL", "TOPOLOGIES", "WITH_SOAK", "Backend", "open_backend"]
 
 SYNC_MARK = "sync-"  # the same store behind a `SyncSessionManager`, one thread for each call
 REAL = ("embedded", "valkey9", "redis8", "redis-system")
 TOPOLOGIES = ("cluster", "sentinel")
 BACKENDS = ("memory", *REAL)
-EITHER = tuple(f"{mark}{name}" for mark in ("", SYNC_MARK) for name in (*BACKENDS, *TOPOLOGIES))
+_ONE = tuple(f"{mark}{name}" for mark in ("", SYNC_MARK) for name in BACKENDS)
+_SEVERAL = tuple(f"{mark}{name}" for mark in ("", SYNC_MARK) for name in TOPOLOGIES)
+EVERYWHERE = (*_ONE, *_SEVERAL)
+WITH_SOAK = (*_ONE, *(pytest.param(name, marks=pytest.mark.soak) for name in _SEVERAL))
 
 fakeredis.FakeRedis().ping()  # the first one reads tables from disk, which would block the loop
 
@@ -32,7 +36,7 @@ class Backend:
     """One store, and a prefix of the test's own in it.
 
     Attributes:
-        name: as in `EITHER`.
+        name: as in `_ONE`.
         prefix: of every key of the test.
         redis: a plain client, to look at what is stored.
         port: of the server, where it has one.
@@ -71,7 +75,7 @@ class Backend:
 
 @asynccontextmanager
 async def open_backend(name: str, get_server: Callable[[str], Any]) -> AsyncIterator[Backend]:
-    """Open a store by its name in `EITHER`; skip the test if this machine lacks it."""
+    """Open a store by its name in `_ONE`; skip the test if this machine lacks it."""
     port = None
     redis: Any
     kind = name.removeprefix(SYNC_MARK)

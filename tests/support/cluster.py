@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
+from urllib.parse import quote
 
 from redis import Redis
 from redis.crc import key_slot
@@ -67,10 +68,16 @@ class Cluster:
         }
         if "requirepass" in config:
             options["masterauth"] = config["requirepass"]
+        if tls:
+            import trustme
+
+            # With plain links between them, nodes tell TLS clients of each other's plain ports.
+            options |= {"tls_cluster": "yes", "tls_replication": "yes"}
+            options |= {"tls": True, "authority": trustme.CA()}
         self._masters = masters
         self._replicas = replicas
         count = masters * (1 + replicas)
-        self.nodes = [Server(flavour, tls=tls, **{**options, **config}) for _ in range(count)]
+        self.nodes = [Server(flavour, **{**options, **config}) for _ in range(count)]
 
     @property
     def url(self) -> str:
@@ -79,13 +86,14 @@ class Cluster:
 
     @property
     def rediss_url(self) -> str:
-        """The TLS address; each node's certificate is signed by its own `ca_file`."""
+        """The TLS address; check the certificates against the `ca_file` of any node."""
         return self._url("rediss+cluster", [node.tls_port for node in self.nodes])
 
     def _url(self, scheme: str, ports: list[int]) -> str:
-        password = self.nodes[0].config.get("requirepass")
+        password = str(self.nodes[0].config.get("requirepass", ""))
+        credentials = f":{quote(password, safe='')}@" if password else ""
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-        return f"{scheme}://{f':{password}@' if password else ''}{hosts}"
+        return f"{scheme}://{credentials}{hosts}"
 
     @property
     def running(self) -> bool:
@@ -108,7 +116,8 @@ class Cluster:
         for number, node in enumerate(self.nodes):
             node.run("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             if node is not first:
-                first.run("CLUSTER", "MEET", "127.0.0.1", node.port, node.cluster_port)
+                port = node.tls_port or node.port
+                first.run("CLUSTER", "MEET", "127.0.0.1", port, node.cluster_port)
         for number, node in enumerate(masters):
             low, high = (SLOTS * n // len(masters) for n in (number, number + 1))
             node.run("CLUSTER", "ADDSLOTSRANGE", low, high - 1)

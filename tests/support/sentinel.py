@@ -6,6 +6,7 @@ All calls block; a test that runs on an event loop makes them in a thread.
 from __future__ import annotations
 
 from typing import Any, Self
+from urllib.parse import quote
 
 from support.cluster import wait_until
 from support.servers import Server
@@ -61,9 +62,10 @@ class SentinelGroup:
     @property
     def url(self) -> str:
         """The address for `SessionManager`, without the Sentinels' own credentials."""
-        password = self.servers[0].config.get("requirepass")
+        password = str(self.servers[0].config.get("requirepass", ""))
+        credentials = f":{quote(password, safe='')}@" if password else ""
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://{f':{password}@' if password else ''}{hosts}/{SERVICE}/0"
+        return f"redis+sentinel://{credentials}{hosts}/{SERVICE}/0"
 
     @property
     def running(self) -> bool:

@@ -122,14 +122,16 @@ class Server:
     Args:
         flavour: a key of `FLAVOURS`.
         tls: also listen for TLS on `tls_port`, with a certificate signed by `ca_file`.
+        authority: a `trustme.CA` that signs it; without one, it has its own.
         sentinel: run as a Sentinel, which keeps what it is told in a file of its own.
         config: options as on the command line, with underscores for dashes:
             `requirepass="secret"`, `appendonly="yes"`, `appendfsync="always"`.
     """
 
     def __init__(
-        self, flavour: str, *, tls: bool = False, sentinel: bool = False, **config: str | int
-    ) -> None:
+        self, flavour: str, *, tls: bool = False, authority: Any = None, sentinel: bool = False,
+        **config: str | int,
+    ) -> None:  # fmt: skip
         binary = FLAVOURS[flavour]
         if binary is None:
             raise ServerFailed(f"{flavour} is not installed")
@@ -154,17 +156,17 @@ class Server:
         self._log = self.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
         if tls:
-            self._issue_certificate()
+            self._issue_certificate(authority)
 
     def _sentinel_mode(self) -> list[str]:
         path = self.directory / "sentinel.conf"
         path.touch()
         return [str(path), "--sentinel"]
 
-    def _issue_certificate(self) -> None:
+    def _issue_certificate(self, authority: Any) -> None:
         import trustme
 
-        authority = trustme.CA()
+        authority = authority or trustme.CA()
         certificate = authority.issue_cert("127.0.0.1", "localhost")
         authority.cert_pem.write_to_path(self.ca_file)
         chain, key = self.directory / "chain.pem", self.directory / "key.pem"

@@ -1,0 +1,353 @@
+"""Redis Cluster as it is most of the time: where calls go, and how they get there."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from redis.asyncio import RedisCluster
+from redis.crc import key_slot
+from support.backends import Backend, open_backend
+from support.cluster import Cluster, wait_until
+from support.servers import Server, available, tls_flavour
+from support.threads import InThreads
+
+from asyncsession import (
+    Session,
+    SessionManager,
+    StoreUnavailable,
+    SyncSessionManager,
+    merge,
+)
+from asyncsession.ids import store_key
+from asyncsession.protocol import Call
+from asyncsession.transport import blocking_cluster
+from asyncsession.transport import cluster as cluster_module
+from asyncsession.transport.routing import Route, View, route
+
+KINDS = ("cluster", "sync-cluster")
+
+
+@pytest.fixture(params=KINDS)
+async def opened(
+    request: pytest.FixtureRequest, get_server: Callable[[str], Any]
+) -> AsyncIterator[Backend]:
+    """The shared cluster of masters, behind either manager."""
+    async with open_backend(request.param, get_server) as backend:
+        yield backend
+
+
+@pytest.fixture
+def cluster(get_server: Callable[[str], Any]) -> Cluster:
+    found: Cluster = get_server("cluster")
+    return found
+
+
+async def new_session(manager: Any, **values: Any) -> Session:
+    session: Session = await manager.load()
+    session.update(values)
+    await manager.save(session)
+    return session
+
+
+def slot_of(session: Session) -> int:
+    return key_slot(store_key("", session.handle).encode())
+
+
+def errors(node: Server, name: str) -> int:
+    """Return how often a node has answered with this error."""
+    found = node.run("INFO", "errorstats").get(f"errorstat_{name}", {"count": 0})
+    return int(found["count"])
+
+
+async def elsewhere(cluster: Cluster, session: Session) -> tuple[Server, Server]:
+    """Return the master of a session and another one."""
+    owner = await asyncio.to_thread(cluster.owner, slot_of(session))
+    return owner, next(node for node in cluster.nodes if node is not owner)
+
+
+async def test_no_script_has_keys_of_two_slots(
+    opened: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spy(view: View, call: Call) -> Route:
+        slots.append((call.script, len(call.keys), {key_slot(key.encode()) for key in call.keys}))
+        return route(view, call)
+
+    slots: list[tuple[str, int, set[int]]] = []
+    for module in (cluster_module, blocking_cluster):
+        monkeypatch.setattr(module, "route", spy)
+    manager = opened.manager(max_sessions=2, merge={"n": merge.counter})
+    others = [await new_session(manager, n=1) for _ in range(3)]
+    for session in others:
+        session.principal = "user:42"
+        await manager.rotate(session)
+    session = others[-1]
+    await manager.update(session.id, lambda found: found.update(n=5))
+    await manager.refresh(session)
+    await manager.touch(session)
+    await manager.sessions_of("user:42")
+    await manager.destroy(others[1])
+    await manager.destroy_all("user:42")
+    assert {len(used) for _, _, used in slots} == {1}
+    assert {script for script, _, _ in slots} == {"commit", "load", "touch", "index", "destroy"}
+    assert max(count for _, count, _ in slots) == 2, "a rotation has two keys"
+    assert len({tuple(used) for _, _, used in slots}) > 3, "sessions and index are spread"
+
+
+async def test_sessions_are_spread_over_the_nodes(opened: Backend, cluster: Cluster) -> None:
+    manager = opened.manager()
+    await asyncio.gather(*(new_session(manager, n=number) for number in range(30)))
+    keys = await asyncio.to_thread(
+        cluster.each_master, lambda client: client.keys(f"{opened.prefix}:*")
+    )
+    assert sum(map(len, keys)) == 30
+    assert all(keys)
+
+
+async def test_moved_costs_one_hop_and_is_learnt(opened: Backend, cluster: Cluster) -> None:
+    manager = opened.manager()
+    session = await new_session(manager, a=0)
+    before, after = await elsewhere(cluster, session)
+    await asyncio.to_thread(cluster.move_slot, slot_of(session), after)
+    told = await asyncio.to_thread(errors, before, "MOVED")
+    for number in range(3):
+        session["a"] = number + 1
+        assert (await manager.save(session)).attempts == 1
+    assert await asyncio.to_thread(errors, before, "MOVED") == told + 1
+    assert dict(await manager.load(session.id)) == {"a": 3}
+    await asyncio.to_thread(cluster.move_slot, slot_of(session), before)
+
+
+async def test_ask_while_a_slot_moves(opened: Backend, cluster: Cluster) -> None:
+    """Many at once: if anything came between ASKING and the call, the node would say MOVED."""
+    manager = opened.manager(merge={"n": merge.counter})
+    session = await new_session(manager, n=0)
+    source, target = await elsewhere(cluster, session)
+    busy = [s for s in [await new_session(manager, n=0) for _ in range(12)]
+            if await asyncio.to_thread(cluster.owner, slot_of(s)) is target]  # fmt: skip
+    slot = slot_of(session)
+    await asyncio.to_thread(cluster.begin_move, slot, target)
+    session["n"] += 1
+    assert (await manager.save(session)).attempts == 1, "its key has not moved yet"
+    assert await asyncio.to_thread(cluster.move_keys, slot, target) == 1
+    asked, moved = errors(source, "ASK"), errors(target, "MOVED")
+
+    async def write(session_id: str) -> None:
+        for _ in range(5):
+            async with manager.session(session_id) as mine:
+                mine["n"] += 1
+
+    await asyncio.gather(*(write(s.id) for s in [*[session] * 6, *busy * 2]))
+    assert errors(source, "ASK") == asked + 60, "half of them loads, half of them commits"
+    assert errors(target, "MOVED") == moved
+    await asyncio.to_thread(cluster.end_move, slot, target)
+    assert (await manager.load(session.id))["n"] == 31
+    await asyncio.to_thread(cluster.move_slot, slot, source)
+
+
+async def test_a_rotation_waits_for_its_slot(opened: Backend, cluster: Cluster) -> None:
+    """Its second key is on neither node (TRYAGAIN): refused, and tried again for a while."""
+    manager, hasty = opened.manager(), opened.manager(timeout=0.3)
+    session = await new_session(manager, a=1)
+    old_id, slot = session.id, slot_of(session)
+    source, target = await elsewhere(cluster, session)
+    await asyncio.to_thread(cluster.begin_move, slot, target)
+    with pytest.raises(StoreUnavailable, match="TRYAGAIN"):
+        await hasty.rotate(session)
+    told = errors(source, "TRYAGAIN")
+    rotation = asyncio.create_task(manager.rotate(session))
+    await asyncio.to_thread(
+        wait_until, lambda: errors(source, "TRYAGAIN") > told, "a rotation that is refused"
+    )
+    await asyncio.to_thread(cluster.move_keys, slot, target)
+    await asyncio.to_thread(cluster.end_move, slot, target)
+    await rotation
+    assert session.id != old_id
+    assert (await manager.load(old_id)).is_new
+    assert dict(await manager.load(session.id)) == {"a": 1}
+    await asyncio.to_thread(cluster.move_slot, slot, source)
+
+
+async def test_after_script_flush(opened: Backend, cluster: Cluster) -> None:
+    manager = opened.manager()
+    session = await new_session(manager, a=1)
+    await asyncio.to_thread(cluster.each_master, lambda client: client.script_flush())
+    session["a"] = 2
+    await manager.save(session)
+    assert dict(await manager.load(session.id)) == {"a": 2}
+
+
+async def test_a_start_while_a_node_of_the_url_is_away(opened: Backend) -> None:
+    url = opened.url.replace("//", "//127.0.0.1:1,127.0.0.1:2,")
+    for _ in range(3):  # another one is asked first each time
+        manager = opened.manager(url)
+        assert not (await new_session(manager, a=1)).is_new
+    gone = opened.manager("redis+cluster://127.0.0.1:1", timeout=0.3)
+    with pytest.raises(StoreUnavailable, match="refused"):
+        await new_session(gone, a=1)
+
+
+async def test_a_server_without_cluster_mode_says_so(
+    opened: Backend, get_server: Callable[[str], Any]
+) -> None:
+    port = (await asyncio.to_thread(get_server, available()[0])).port
+    manager = opened.manager(f"redis+cluster://127.0.0.1:{port}")
+    with pytest.raises(StoreUnavailable, match="cluster support disabled"):
+        await asyncio.wait_for(new_session(manager, a=1), 1)  # at once, since it will not pass
+
+
+async def test_lanes_of_each_loop_and_node(cluster: Cluster) -> None:
+    """All tasks share one connection to each node; another event loop has its own."""
+    manager = SessionManager(cluster.url, prefix="lanes")
+
+    async def use() -> list[int]:
+        sessions = await asyncio.gather(*(new_session(manager, a=n) for n in range(40)))
+        await asyncio.gather(*(manager.load(session.id) for session in sessions))
+        found = await asyncio.to_thread(cluster.each_master, ours)
+        for session in sessions:
+            await manager.destroy(session)
+        return found
+
+    def ours(client: redis.Redis) -> int:
+        return sum("asyncsession" in one["lib-name"] for one in client.client_list())
+
+    before = await asyncio.to_thread(cluster.each_master, ours)
+    mine = await use()
+    assert [now - then for now, then in zip(mine, before, strict=True)] == [1, 1, 1]
+
+    def other_loop() -> None:
+        async def there() -> None:
+            theirs.extend(await use())
+            await manager.aclose()
+
+        asyncio.run(there())
+
+    theirs: list[int] = []
+    thread = threading.Thread(target=other_loop)
+    thread.start()
+    await asyncio.to_thread(thread.join)
+    assert [now - then for now, then in zip(theirs, before, strict=True)] == [2, 2, 2]
+    await manager.aclose()
+
+
+def test_loops_that_ended_are_let_go(cluster: Cluster) -> None:
+    manager = SessionManager(cluster.url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # asyncio's, of loops nobody cleaned up
+        for _ in range(3):
+            asyncio.run(manager.load("abc." + "x" * 32))
+        assert len(manager._transport._clusters) == 1  # type: ignore[attr-defined]
+        asyncio.run(manager.aclose())
+        manager._transport._clusters.clear()  # type: ignore[attr-defined]
+        gc.collect()
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "fork") or sys.version_info >= (3, 12), reason="fork in a thread"
+)
+def test_a_forked_child_opens_its_own_connections(cluster: Cluster) -> None:
+    with SyncSessionManager(cluster.url) as manager:
+        with manager.session() as session:
+            session["a"] = 1
+
+        def ports() -> set[str]:
+            found = cluster.each_master(lambda client: client.client_list())
+            return {one["addr"] for node in found for one in node if one["lib-name"]}
+
+        before = ports()
+        if not (child := os.fork()):
+            guard = manager._transport._guard  # type: ignore[attr-defined]
+            same = dict(manager.load(session.id)) == {"a": 1}
+            is_own = manager._transport._guard is not guard  # type: ignore[attr-defined]
+            os._exit(0 if same and is_own else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert dict(manager.load(session.id)) == {"a": 1}
+        assert before <= ports(), "the child has closed none of them"
+        manager.destroy(session)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_client_object_is_used_as_it_connects(kind: str) -> None:
+    """Its password, its address map, and not its wish to read from replicas."""
+    flavour = available()[0]
+    with await asyncio.to_thread(lambda: Cluster(flavour, masters=1, requirepass="x").start()) as c:
+        (node,) = c.nodes
+
+        def remap(address: tuple[str, int]) -> tuple[str, int]:
+            seen.add(address)
+            return "127.0.0.1", node.port
+
+        makers = {"cluster": RedisCluster, "sync-cluster": redis.RedisCluster}
+        seen: set[tuple[str, int]] = set()
+        await asyncio.to_thread(node.run, "CONFIG", "SET", "cluster-announce-ip", "10.255.255.1")
+        options: dict[str, Any] = {
+            "host": "127.0.0.1", "port": node.port, "password": "x", "decode_responses": True,
+            "protocol": 3, "address_remap": remap, "read_from_replicas": True,
+        }  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            client: Any = await asyncio.to_thread(makers[kind], **options)
+        manager: Any
+        if kind == "cluster":
+            await client.initialize()
+            manager = SessionManager(client)
+        else:
+            manager = InThreads(SyncSessionManager(client))
+        asked = await asyncio.to_thread(readonly, node)
+        session = await new_session(manager, a=1)
+        assert dict(await manager.load(session.id)) == {"a": 1}
+        await manager.aclose()
+        assert await asyncio.to_thread(readonly, node) == asked > 0
+        assert ("10.255.255.1", node.port) in seen
+        await (client.aclose() if kind == "cluster" else asyncio.to_thread(client.close))
+
+
+def readonly(node: Server) -> int:
+    """Return how often a connection wished to read from a replica."""
+    found = node.run("INFO", "commandstats").get("cmdstat_readonly", {"calls": 0})
+    return int(found["calls"])
+
+
+@pytest.fixture
+def private() -> Iterator[Callable[..., Cluster]]:
+    """Start clusters of the test's own."""
+    made: list[Cluster] = []
+
+    def start(flavour: str = available()[0], **options: Any) -> Cluster:
+        made.append(Cluster(flavour, **options))
+        return made[-1].start()
+
+    yield start
+    for one in made:
+        one.close()
+
+
+async def test_tls_and_password(private: Callable[..., Cluster]) -> None:
+    flavour = tls_flavour()
+    if flavour is None:
+        pytest.skip("no server here was built with TLS")
+    cluster = await asyncio.to_thread(private, flavour, tls=True, requirepass="p@ss")
+    url = f"{cluster.rediss_url}?ssl_ca_certs={cluster.nodes[0].ca_file}"
+    async with SessionManager(url) as manager:
+        sessions = [await new_session(manager, a=number) for number in range(10)]
+        assert [(await manager.load(s.id))["a"] for s in sessions] == list(range(10))
+    async with SessionManager(cluster.rediss_url) as manager:
+        with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
+            await asyncio.wait_for(manager.load(sessions[0].id), 2)
+    async with SessionManager(cluster.url.replace("p%40ss", "wrong")) as manager:
+        with pytest.raises(StoreUnavailable, match=r"WRONGPASS|invalid username"):
+            await asyncio.wait_for(manager.load(sessions[0].id), 2)
+
+    def threads() -> list[int]:
+        with SyncSessionManager(url) as manager:
+            return [manager.load(session.id)["a"] for session in sessions]
+
+    assert await asyncio.to_thread(threads) == list(range(10))
