@@ -34,8 +34,10 @@ class SessionManager:
 
     Args:
         url: `redis://`, `rediss://`, `unix://` with redis-py's options; `embedded://name`, a real
-            Valkey server of this process; `memory://name`, fakeredis in this process; or a
-            `redis.asyncio` client, whose connection settings are used for a connection of our own.
+            Valkey server of this process; `memory://name`, fakeredis in this process;
+            `redis+cluster://` with nodes of a Redis Cluster, or `redis+sentinel://` with Sentinels
+            and the name of what they watch (`docs/topologies.md`); or a client of `redis.asyncio`,
+            whose connection settings are used for connections of our own.
         prefix: of every Redis key. Managers that share sessions share it.
         idle_timeout: seconds or timedelta without use after which a session ends.
         absolute_timeout: seconds or timedelta after which it ends whatever happens (ASVS 7.3.2).
@@ -48,8 +50,8 @@ class SessionManager:
             any number. It is looked after when a session becomes the principal's.
         when_full: what a login does that would be one too many: `"end_oldest"` ends the session
             that was seen longest ago, `"refuse"` raises `TooManySessions`.
-        lanes: connections for each event loop. One carries the calls of all tasks; a second lets
-            small replies pass large ones.
+        lanes: connections for each event loop and server. One carries the calls of all tasks; a
+            second lets small replies pass large ones.
 
     Raises:
         ConfigurationError: an argument that cannot work; the message says which and why.

@@ -48,13 +48,14 @@ class SyncSessionManager:
 
     Args:
         url: `redis://`, `rediss://`, `unix://` with redis-py's options; `embedded://name`, a real
-            Valkey server of this process; `memory://name`, fakeredis in this process; or a
-            `redis.Redis` client, whose connection settings are used for connections of our own.
+            Valkey server of this process; `memory://name`, fakeredis in this process;
+            `redis+cluster://` or `redis+sentinel://` (`docs/topologies.md`); or a blocking client
+            of redis-py, whose connection settings are used for connections of our own.
         prefix, idle_timeout, absolute_timeout, merge, default_merge, max_bytes, timeout,
         max_sessions, when_full: as for `SessionManager`.
-        connections: at the most, in each process. They are opened when they are needed. Each
-            carries one call at a time; a call that finds all in use waits for one as long as it
-            would for its reply.
+        connections: to each server at the most, in each process. They are opened when they are
+            needed. Each carries one call at a time; a call that finds all in use waits for one as
+            long as it would for its reply.
 
     Raises:
         ConfigurationError: an argument that cannot work; the message says which and why.

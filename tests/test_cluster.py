@@ -19,6 +19,7 @@ from support.backends import Backend, open_backend
 from support.cluster import Cluster, wait_until
 from support.servers import Server, available, tls_flavour
 from support.threads import InThreads
+from test_docs import ROOT
 
 from asyncsession import (
     Session,
@@ -314,6 +315,33 @@ def readonly(node: Server) -> int:
     """Return how often a connection wished to read from a replica."""
     found = node.run("INFO", "commandstats").get("cmdstat_readonly", {"calls": 0})
     return int(found["calls"])
+
+
+def rights(page: str, number: int) -> list[str]:
+    """Return the rights that the code block of this number in a page names."""
+    blocks = (ROOT / "docs" / page).read_text("utf-8").split("## Rights")[1].split("```")[1::2]
+    return [word for word in blocks[number].split() if word.startswith(("+", "-"))]
+
+
+async def test_the_rights_that_the_docs_name_are_enough(opened: Backend, cluster: Cluster) -> None:
+    needed = ["-@all", *rights("deploying.md", 0), *rights("topologies.md", 0)]
+    for node in cluster.nodes:
+        await asyncio.to_thread(
+            node.run, "ACL", "SETUSER", "app", "on", ">s", "resetkeys", "~session:*", *needed
+        )
+    manager = opened.manager(opened.url.replace("//", "//app:s@"), prefix="session")
+    session = await new_session(manager, a=1)
+    source, target = await elsewhere(cluster, session)
+    await asyncio.to_thread(cluster.begin_move, slot_of(session), target)
+    await asyncio.to_thread(cluster.move_keys, slot_of(session), target)
+    session["a"], session.principal = 2, "user:42"
+    await manager.save(session)
+    await asyncio.to_thread(cluster.end_move, slot_of(session), target)
+    await manager.rotate(session)
+    assert await manager.destroy_all("user:42") == 1
+    await asyncio.to_thread(cluster.move_slot, slot_of(session), source)
+    for node in cluster.nodes:
+        await asyncio.to_thread(node.run, "ACL", "DELUSER", "app")
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from support.cluster import wait_until
 from support.sentinel import SERVICE, SentinelGroup
 from support.servers import Server, available
 from support.threads import InThreads
+from test_cluster import rights
 
 from asyncsession import Session, SessionManager, StoreUnavailable, SyncSessionManager
 
@@ -161,6 +162,23 @@ async def test_a_client_object_is_used_as_it_asks(
     assert dict(await manager.load(session.id)) == {"a": 1}
     with master.admin() as plain:
         assert "db2" in plain.info("keyspace")
+    await manager.aclose()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_rights_that_the_docs_name_are_enough(
+    kind: str, pair: tuple[Server, Server, Server]
+) -> None:
+    master, _, sentinel = pair
+    await asyncio.to_thread(name, sentinel, master)
+    needed = [*rights("deploying.md", 0), *rights("topologies.md", 1)]
+    master.run("ACL", "SETUSER", "app", "on", ">s", "resetkeys", "~session:*", "-@all", *needed)
+    sentinel.run("ACL", "SETUSER", "app", "on", ">s", "-@all", "+sentinel|masters")
+    address = f"app:s@127.0.0.1:{sentinel.port}/{SERVICE}"
+    manager = made(kind, f"redis+sentinel://{address}?sentinel_username=app&sentinel_password=s")
+    session = await new_session(manager, a=1)
+    await manager.rotate(session)
+    await manager.destroy(session)
     await manager.aclose()
 
 

@@ -108,11 +108,11 @@ class Lane:
             try:
                 connection = await self._make()
                 await connection.connect()  # type: ignore[no-untyped-call]
-            except BROKEN as error:
-                raise before_sending(error) from error
-            except BaseException:
+            except BaseException as error:
                 if connection is not None:
                     await connection.disconnect(nowait=True)
+                if isinstance(error, BROKEN):
+                    raise before_sending(error) from error
                 raise
             self._link = Link(connection)
             return self._link

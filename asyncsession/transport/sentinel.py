@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from collections import deque
@@ -84,14 +85,17 @@ class _Watchers:
             await connection.send_command("ROLE")
             _check_role(await connection.read_response())
 
-        asked = self._in_turn()
-        retry = AsyncRetry(NoBackoff(), 0)
-        async with AsyncSentinel(asked, **self._with(_ASK_WITHIN, retry)) as sentinel:  # type: ignore[no-untyped-call]
-            try:
-                found = await sentinel.discover_master(self._service)
-            except AsyncMasterNotFoundError as error:
-                raise self._unnamed(error) from error
-            return self._to(found, sentinel, on_connect)
+        sentinel = AsyncSentinel(  # type: ignore[no-untyped-call]
+            self._in_turn(), **self._with(_ASK_WITHIN, AsyncRetry(NoBackoff(), 0))
+        )
+        try:
+            found = await sentinel.discover_master(self._service)
+        except AsyncMasterNotFoundError as error:
+            raise self._unnamed(error) from error
+        finally:
+            # Whoever is cancelled meanwhile leaves no connection open.
+            await asyncio.shield(sentinel.aclose())
+        return self._to(found, sentinel, on_connect)
 
     def options_within(self, seconds: float) -> Options:
         """Return the options for a connection to the master, where the thread may wait.
