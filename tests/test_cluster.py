@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import sys
 import threading
 import warnings
@@ -19,7 +20,7 @@ from support.backends import Backend, open_backend
 from support.cluster import Cluster, wait_until
 from support.servers import Server, available, tls_flavour
 from support.threads import InThreads
-from test_docs import ROOT
+from test_docs import ROOT, blocks
 
 from asyncsession import (
     Session,
@@ -342,6 +343,20 @@ async def test_the_rights_that_the_docs_name_are_enough(opened: Backend, cluster
     await asyncio.to_thread(cluster.move_slot, slot_of(session), source)
     for node in cluster.nodes:
         await asyncio.to_thread(node.run, "ACL", "DELUSER", "app")
+
+
+async def test_the_managers_of_the_docs(get_server: Callable[[str], Any]) -> None:
+    (source,) = blocks(ROOT / "docs" / "topologies.md", "python")
+    for kind in ("cluster", "sentinel"):
+        store = await asyncio.to_thread(get_server, kind)
+        source = re.sub(rf'"redis\+{kind}://[^"]*"', repr(store.url), source)
+    names: dict[str, Any] = {}
+    exec(source, names)
+    for manager in (names["cluster"], names["watched"]):
+        session = await new_session(manager, a=1)
+        assert dict(await manager.load(session.id)) == {"a": 1}
+        await manager.destroy(session)
+        await manager.aclose()
 
 
 @pytest.fixture
