@@ -150,7 +150,7 @@ class _Watchers:
         what = ", ".join(dict.fromkeys(kinds)) or "they do not know it, or take it for down"
         return Refused(
             f"no Sentinel names a master of {self._service!r} ({what})",
-            passing=not kinds or set(kinds) != {"AuthenticationError"},
+            passing=set(kinds) != {"AuthenticationError"},
         )
 
 
