@@ -74,7 +74,7 @@ def test_sentinels_speak_tls_if_the_servers_do() -> None:
         ("cluster://h/1", "database 0"),
         ("cluster://h/?db=2", "database 0"),
         ("cluster://h/?socket_timeout=x", "check its port, database and options"),
-        ("cluster://h/?colour=red", "option of the URL"),
+        ("cluster://h/?colour=red", "option .colour."),
         ("cluster://h/?host=i", "before the path"),
         ("cluster:h", "starts with"),
         ("clusters://h", "starts with"),
@@ -86,7 +86,7 @@ def test_sentinels_speak_tls_if_the_servers_do() -> None:
         ("sentinel://h/s/0/1", "names the service"),
         ("sentinel://:SECRET/x@h/s", "percent-encoded"),
         ("sentinel://h:x/s/0", "address 1"),
-        ("sentinel://h/s/0?colour=red", "option of the URL"),
+        ("sentinel://h/s/0?colour=red", "option .colour."),
     ],
 )
 def test_urls_that_cannot_work(manager: Callable[[str], Any], rest: str, says: str) -> None:

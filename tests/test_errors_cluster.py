@@ -49,9 +49,10 @@ def nodes() -> Iterator[Nodes]:
         nodes.second.start()
         with Redis.from_url(nodes.second.url) as second:
             second.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            second.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes.first.port)
-        with Redis.from_url(nodes.first.url) as first:
-            eventually(lambda: is_moved(first))
+            first = nodes.first
+            second.execute_command("CLUSTER", "MEET", "127.0.0.1", first.port, first.cluster_port)
+        with Redis.from_url(first.url) as client:
+            eventually(lambda: is_moved(client))
         yield nodes
     finally:
         nodes.close()

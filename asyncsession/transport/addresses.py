@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from redis.cluster import ClusterNode
-from redis.exceptions import RedisError
 
 from asyncsession.errors import ConfigurationError
-from asyncsession.transport.options import Options, read_url
+from asyncsession.transport.options import Options, check, read_url
 
 __all__ = [
     "Address",
@@ -65,7 +64,7 @@ def read_cluster_url(url: str, parse: Parse, make: Make) -> tuple[list[Address],
         ConfigurationError: it cannot be read; the message says what is wrong.
     """
     nodes, path, options = _read(url, parse, 6379, _CLUSTER)
-    _check(options, make)
+    check(options, make)
     if path not in ("", "0") or options.pop("db", 0):
         raise ConfigurationError(f"a Redis Cluster has database 0 and no other: {_CLUSTER}")
     # redis-py looks up "localhost" when it makes a node, and no other name: now, not on a loop.
@@ -97,7 +96,7 @@ def read_sentinel_url(url: str, parse: Parse, make: Make) -> SentinelUrl:
     for name in ("username", "password"):
         if f"sentinel_{name}" in options:
             asking[name] = options.pop(f"sentinel_{name}")
-    _check(options, make)
+    check(options, make)
     return SentinelUrl(sentinels, service, options, asking)
 
 
@@ -133,17 +132,6 @@ def _read(
 def _is_plain(host: str) -> bool:
     """Tell whether an IPv6 address is in brackets, and whether the port is one if there is any."""
     return re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]\s]+)(:[1-9]\d*)?", host) is not None
-
-
-def _check(options: Options, make: Make) -> None:
-    """Raise `ConfigurationError` if redis-py's connections do not take these options."""
-    try:
-        make(options)
-    except (TypeError, ValueError, RedisError) as error:
-        raise ConfigurationError(
-            f"redis-py's connections do not take an option of the URL ({type(error).__name__});"
-            " options are those of redis-py's URLs"
-        ) from None
 
 
 def remap_from(told_by: Address, remap: Remap | None) -> Remap:

@@ -36,7 +36,8 @@ They lead back to the pool that a connection was made for."""
 
 # Options that are text. What else comes as such from a URL, redis-py wants as an object.
 _TEXTS = ("client_name", "encoding", "encoding_errors", "host", "lib_name", "lib_version",
-          "password", "path", "protocol", "username")  # fmt: skip
+          "password", "path", "protocol", "sentinel_password", "sentinel_username",
+          "username")  # fmt: skip
 
 # For CLIENT LIST. Made once: redis-py would look its version up on disk for each connection.
 _DRIVER = DriverInfo().add_upstream_driver("asyncsession", version("asyncsession"))
