@@ -85,10 +85,8 @@ def _complete(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commi
 
 def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit | Rerun]:
     while draft.is_needed:
-        if draft.stale and draft.is_privileged:
-            landed = yield from _yield_privilege(settings, budget, draft)
-            if landed is not None:
-                return draft.finish(landed)
+        if draft.stale and draft.is_privileged and not draft.has_landed:
+            yield from _yield_privilege(settings, budget, draft)
             continue
         draft.attempts += 1
         draft.session.was_sent = True
@@ -115,9 +113,8 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
             case Code.TOO_LARGE if not draft.reloaded:
                 draft.reloaded = True
                 found = yield from _peek(settings, budget, draft.handle)
-                if found.code is Code.OK:  # else the next attempt says what has become of it
-                    if draft.is_in(found.data):
-                        return draft.finish(found._replace(code=Code.APPLIED, found=False))
+                # else the next attempt says what has become of it
+                if found.code is Code.OK and not draft.is_in(found.data):
                     with _definite(budget):
                         draft.rebase(Log.parse(found.data))
             case Code.LATE if not budget.unsure and draft.attempts < _MAX_ATTEMPTS:
@@ -142,12 +139,12 @@ def _queue(settings: Settings, budget: Budget, draft: Draft) -> Machine[None]:
             draft.rebase(Log.parse(found.data))
 
 
-def _yield_privilege(settings: Settings, budget: Budget, draft: Draft) -> Machine[Reply | None]:
+def _yield_privilege(settings: Settings, budget: Budget, draft: Draft) -> Machine[None]:
     """Make a plain commit of one that finds its session rotated by another request.
 
     The successor's id belongs to whoever rotated it, and that need not be the client of this
     request (session fixation). So a second rotation is none, and a change of principal is refused
-    unless the successor has the very same one. Returns a reply if the commit was done already.
+    unless the successor has the very same one. A commit that was done already stays what it was.
     """
     while (reply := (yield from _peek(settings, budget, draft.handle))).code is Code.MOVED:
         with _definite(budget):
@@ -155,11 +152,10 @@ def _yield_privilege(settings: Settings, budget: Budget, draft: Draft) -> Machin
     if reply.code is not Code.OK:
         raise draft.failure(reply, budget)
     if draft.is_in(reply.data):
-        draft.new_id = None
-        return reply._replace(code=Code.APPLIED, found=False)
+        draft.land()
+        return
     with _definite(budget):
         draft.yield_privilege(Log.parse(reply.data))
-    return None
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class Draft:
         self.handle = session.handle
         self.stale = session.is_stale and not session.is_new
         self.attempts = self.hops = 0
-        self.reloaded = False
+        self.reloaded = self.has_landed = False
         self._log = session.log
         self._deltas: dict[str, bytes] = {}
         self._frame = self._snapshot = b""
@@ -99,7 +99,7 @@ class Draft:
     @property
     def is_needed(self) -> bool:
         """Whether there is anything to commit."""
-        return bool(self.changes) or self.new_id is not None
+        return bool(self.changes) or self.new_id is not None or self.has_landed
 
     def stamp(self) -> None:
         """Give the commit an id and a time, both of which it keeps through all its retries."""
@@ -138,7 +138,7 @@ class Draft:
             self._id,
             log.length if log else 0,
             log.tip if log else b"",
-            self._issued,
+            0 if self.has_landed else self._issued,
             settings.idle,
             settings.absolute,
             self._frame,
@@ -218,6 +218,14 @@ class Draft:
             raise SessionConflict("the session is rotated faster than a commit can follow")
         self.handle = checked_handle(reply.data)
         self.stale = True
+
+    def land(self) -> None:
+        """Take note that a copy of this commit was found in the log of the successor.
+
+        What is sent from now on is so old that the script does not do it, but says that it is done.
+        """
+        self.new_id = None
+        self.has_landed = True
 
     def yield_privilege(self, log: Log) -> None:
         """Give up rotating and changing the principal, in favour of whoever was faster."""
