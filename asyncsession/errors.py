@@ -111,4 +111,7 @@ class CommitOutcomeUnknown(SessionError):
 
     Saving the same session again finishes the same commit. After the commit window
     (`asyncsession.machine.COMMIT_WINDOW`) it can't take effect any more; load anew to see.
+
+    With `min_replicas` also: it is done, and so few replicas have confirmed it that a failover may
+    lose it.
     """

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from asyncsession.errors import CommitOutcomeUnknown, InvalidSessionData, StoreUnavailable
 from asyncsession.ids import index_key, store_key
 from asyncsession.merge import Policies
-from asyncsession.protocol import Call, Code, Lost, Machine, Pause, Refused
+from asyncsession.protocol import Call, Code, Durability, Lost, Machine, Pause, Refused
 
 __all__ = [
     "COMMIT_WINDOW",
@@ -62,6 +62,7 @@ class Settings:
     """What a manager was set up with; times in seconds, sizes in bytes.
 
     Attributes:
+        durability: what a write waits for; None for the server's own word.
         idle, absolute: the timeouts in ms.
     """
 
@@ -73,6 +74,7 @@ class Settings:
     policies: Policies
     max_sessions: int | None = None
     ends_oldest: bool = False
+    durability: Durability | None = None
     clock: Clock = field(default_factory=Clock)
     idle: int = field(init=False)
     absolute: int = field(init=False)
@@ -107,10 +109,12 @@ class Budget:
         self._pauses = 0
         self.unsure = False
 
-    def call_timeout(self) -> float:
+    def call_timeout(self, durability: Durability | None = None) -> float:
         """Return for how many seconds to wait for the next reply."""
-        left = self._ends - time.monotonic()
-        return self._per_call if left > self._per_call else max(left, 0.001)
+        left, allowed = self._ends - time.monotonic(), self._per_call
+        if durability is not None:
+            allowed += durability.seconds
+        return allowed if left > allowed else max(left, 0.001)
 
     def pause(self) -> Pause | None:
         """Return the next wait, with full jitter, or None if there is no time for another try."""
@@ -138,12 +142,17 @@ def send(
 
     Raises:
         StoreUnavailable: refused for good, or until the deadline; nothing sent is unaccounted for.
-        CommitOutcomeUnknown: no answer until the deadline, for a script that writes data.
+        CommitOutcomeUnknown: for a script that writes data: no answer until the deadline, or too
+            few replicas have confirmed it.
         InvalidSessionData: what is stored under the key is not of this format.
     """
+    durability = settings.durability
+    if durability is not None and not _is_write(script, keys, args):
+        durability = None
     while True:
         try:
-            raw = yield Call(script, keys, args, budget.call_timeout())
+            raw = yield Call(script, keys, args, budget.call_timeout(durability), durability)
+            confirmed = raw.pop() if durability is not None else 0
             reply = _read(script, raw, args)
         except Refused as refused:
             failure: Refused | Lost = refused
@@ -162,7 +171,12 @@ def send(
                 if budget.unsure:
                     raise give_up(budget) from unreadable
                 raise unreadable
-            return reply
+            if durability is None or confirmed >= durability.replicas:
+                return reply
+            if reply.code not in _DONE and not (script == "destroy" and reply.code is Code.GONE):
+                return reply  # a refusal, and nothing was written
+            budget.unsure = budget.unsure or script in _WRITING
+            raise _unconfirmed(budget, durability, confirmed)
         if pause is None:
             raise give_up(budget, failure) from failure
         yield pause
@@ -180,7 +194,35 @@ def give_up(
     )
 
 
+def _unconfirmed(
+    budget: Budget, durability: Durability, confirmed: int
+) -> StoreUnavailable | CommitOutcomeUnknown:
+    few = f"{confirmed} of {durability.replicas} replicas confirmed it"
+    if not budget.unsure:
+        return StoreUnavailable(
+            f"a first step was taken, and {few} within {durability.seconds:g} s; nothing was done"
+            " beyond it, and it may be taken again"
+        )
+    return CommitOutcomeUnknown(
+        f"the primary has it, but {few} within {durability.seconds:g} s, so a failover may lose it;"
+        " saving or destroying the same session again waits again, and does nothing twice"
+    )
+
+
+def _is_write(script: str, keys: tuple[str, ...], args: tuple[bytes | str | int, ...]) -> bool:
+    """Tell whether a call writes what must not be lost: more than when a session was seen."""
+    match script:
+        case "commit" | "destroy":
+            return True
+        case "adopt":
+            return len(keys) > 1  # else it looks for the mark only
+        case "index":
+            return args[0] in ("join", "confirm", "revoke")
+    return False
+
+
 _WRITING = ("commit", "destroy")
+_DONE = (Code.OK, Code.APPLIED)
 _CODES = {int(code): code for code in Code}
 
 

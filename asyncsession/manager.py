@@ -50,8 +50,14 @@ class SessionManager:
             any number. It is looked after when a session becomes the principal's.
         when_full: what a login does that would be one too many: `"end_oldest"` ends the session
             that was seen longest ago, `"refuse"` raises `TooManySessions`.
+        min_replicas: how many replicas have to confirm a write before it is acknowledged (WAIT);
+            0 for none. With fewer, `save` and the other verbs that write raise
+            `CommitOutcomeUnknown`. `docs/durability.md` says what that promises.
+        durability_timeout: seconds or timedelta that they have for it; at most `timeout`, which
+            includes it.
         lanes: connections for each event loop and server. One carries the calls of all tasks; a
-            second lets small replies pass large ones.
+            second lets small replies pass large ones. With `min_replicas`, each has another one
+            beside it.
 
     Raises:
         ConfigurationError: an argument that cannot work; the message says which and why.
@@ -70,6 +76,8 @@ class SessionManager:
         timeout: float = 5.0,
         max_sessions: int | None = None,
         when_full: Literal["end_oldest", "refuse"] = "end_oldest",
+        min_replicas: int = 0,
+        durability_timeout: float | timedelta = 0.5,
         lanes: int = 1,
     ) -> None:
         self._settings = checked_settings(
@@ -82,10 +90,12 @@ class SessionManager:
             timeout=timeout,
             max_sessions=max_sessions,
             when_full=when_full,
+            min_replicas=min_replicas,
+            durability_timeout=durability_timeout,
         )
         if type(lanes) is not int or not 1 <= lanes <= _MAX_LANES:
             raise ConfigurationError(f"lanes: a number from 1 to {_MAX_LANES}")
-        self._transport: Transport = connect(url, lanes)
+        self._transport: Transport = connect(url, lanes, replicated=min_replicas > 0)
         self._turns = Turns()
 
     async def load(self, session_id: str | None = None) -> Session:
@@ -130,7 +140,8 @@ class SessionManager:
             TooManySessions: its principal is new, and has `max_sessions` already.
             InvalidSessionValue: a value that sessions cannot hold.
             StoreUnavailable: Redis could not be reached, or refused; nothing was written.
-            CommitOutcomeUnknown: the commit was sent, and no answer came.
+            CommitOutcomeUnknown: the commit was sent, and no answer came; or it was done, and fewer
+                than `min_replicas` have confirmed it.
         """
         return await self._drive(verbs.save(self._settings, session))
 
@@ -209,7 +220,7 @@ class SessionManager:
 
         Raises:
             StoreUnavailable: Redis could not be reached; the session lives.
-            CommitOutcomeUnknown: no answer came.
+            CommitOutcomeUnknown: no answer came, or too few replicas have confirmed it.
         """
         await self._drive(verbs.destroy(self._settings, session))
 

@@ -16,6 +16,7 @@ __all__ = [
     "BlockingTransport",
     "Call",
     "Code",
+    "Durability",
     "Group",
     "Lost",
     "Machine",
@@ -42,6 +43,18 @@ class Code(IntEnum):
     UNREADABLE = 8
 
 
+class Durability(NamedTuple):
+    """How far a write has to have spread before it is acknowledged.
+
+    Attributes:
+        replicas: how many have to confirm it, at the least.
+        seconds: how long the server waits for them, at the most.
+    """
+
+    replicas: int
+    seconds: float
+
+
 class Call(NamedTuple):
     """Run a script.
 
@@ -50,12 +63,15 @@ class Call(NamedTuple):
         keys: Redis keys, all in one Cluster slot.
         args: its arguments.
         timeout: seconds after which the reply is not waited for any longer.
+        durability: what a write waits for. The reply to such a call has one element more, at its
+            end: how many replicas have confirmed it, be they enough or not.
     """
 
     script: str
     keys: tuple[str, ...]
     args: tuple[bytes | str | int, ...]
     timeout: float
+    durability: Durability | None = None
 
 
 class Pause(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Literal
 from asyncsession.errors import ConfigurationError
 from asyncsession.machine import MAX_TIMEOUT, Settings
 from asyncsession.merge import MergeFunction, Policies, Policy
+from asyncsession.protocol import Durability
 from asyncsession.session import MAX_PRINCIPAL
 
 __all__ = ["MAX_BYTES", "checked_principal", "checked_settings"]
@@ -30,6 +31,8 @@ def checked_settings(
     timeout: float,
     max_sessions: int | None,
     when_full: Literal["end_oldest", "refuse"],
+    min_replicas: int,
+    durability_timeout: float | timedelta,
 ) -> Settings:
     """Return the settings that a manager's options make; `SessionManager` says what they mean.
 
@@ -57,6 +60,7 @@ def checked_settings(
         policies=Policies(merge or {}, default_merge),
         max_sessions=max_sessions,
         ends_oldest=when_full == "end_oldest",
+        durability=_durability(min_replicas, durability_timeout, timeout),
     )
 
 
@@ -69,6 +73,25 @@ def checked_principal(principal: str) -> str:
     if not isinstance(principal, str) or not 0 < len(principal) <= MAX_PRINCIPAL:
         raise ConfigurationError(f"principal: a string of 1 to {MAX_PRINCIPAL} characters")
     return principal
+
+
+def _durability(
+    min_replicas: int, durability_timeout: float | timedelta, timeout: float
+) -> Durability | None:
+    if type(min_replicas) is not int or min_replicas < 0:
+        raise ConfigurationError("min_replicas: a number from 1, or 0 to wait for none")
+    seconds = (
+        durability_timeout.total_seconds()
+        if isinstance(durability_timeout, timedelta)
+        else durability_timeout
+    )
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0.001:
+        raise ConfigurationError("durability_timeout: seconds or a timedelta, from 1 ms")
+    if not min_replicas:
+        return None
+    if seconds > timeout:
+        raise ConfigurationError(f"durability_timeout: at most `timeout`, {timeout:g} seconds")
+    return Durability(min_replicas, seconds)
 
 
 def _seconds(name: str, duration: float | timedelta) -> float:

@@ -52,7 +52,7 @@ class SyncSessionManager:
             `redis+cluster://` or `redis+sentinel://` (`docs/topologies.md`); or a blocking client
             of redis-py, whose connection settings are used for connections of our own.
         prefix, idle_timeout, absolute_timeout, merge, default_merge, max_bytes, timeout,
-        max_sessions, when_full: as for `SessionManager`.
+        max_sessions, when_full, min_replicas, durability_timeout: as for `SessionManager`.
         connections: to each server at the most, in each process. They are opened when they are
             needed. Each carries one call at a time; a call that finds all in use waits for one as
             long as it would for its reply.
@@ -74,6 +74,8 @@ class SyncSessionManager:
         timeout: float = 5.0,
         max_sessions: int | None = None,
         when_full: Literal["end_oldest", "refuse"] = "end_oldest",
+        min_replicas: int = 0,
+        durability_timeout: float | timedelta = 0.5,
         connections: int = 32,
     ) -> None:
         self._settings = checked_settings(
@@ -86,10 +88,12 @@ class SyncSessionManager:
             timeout=timeout,
             max_sessions=max_sessions,
             when_full=when_full,
+            min_replicas=min_replicas,
+            durability_timeout=durability_timeout,
         )
         if type(connections) is not int or not 1 <= connections <= _MAX_CONNECTIONS:
             raise ConfigurationError(f"connections: a number from 1 to {_MAX_CONNECTIONS}")
-        self._transport = connect_blocking(url, connections)
+        self._transport = connect_blocking(url, connections, replicated=min_replicas > 0)
         self._turns = ThreadTurns()
 
     def load(self, session_id: str | None = None) -> Session:

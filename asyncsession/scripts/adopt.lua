@@ -1,5 +1,5 @@
 -- Takes a session over from another library, once: writes it together with a mark that says so.
--- Whoever comes later is told what the mark holds, and nothing is written.
+-- Whoever comes later is told what the mark holds, and nothing changes.
 --
 -- KEYS[1]   the mark
 -- KEYS[2]   the session, under a key that is in no other use; left out to look for the mark only
@@ -27,6 +27,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local mark = read(KEYS[1])
 if mark then
   if string.sub(mark, 1, 4) ~= string.sub(ARGV[1], 1, 4) or #mark > 64 then return {UNREADABLE, now, ''} end
+  -- Written once more as it is, so that this connection has written, too: WAIT looks no further.
+  if KEYS[2] then redis.call('SETRANGE', KEYS[1], 0, string.sub(mark, 1, 1)) end
   return {OK, now, mark}
 end
 if not KEYS[2] then return {GONE, now, ''} end

@@ -81,7 +81,13 @@ local function answer(code)
   return reply(code, unseen())
 end
 
-if string.find(blob, id, 1, true) then return answer(APPLIED) end
+local left = number(blob, 19, 6) - now
+if string.find(blob, id, 1, true) then
+  -- Its expiry is set again so that this connection has written, too: WAIT looks no further back.
+  local ttl = math.max(redis.call('PTTL', key), math.min(tonumber(ARGV[6]), left))
+  redis.call('PEXPIRE', key, string.format('%.0f', ttl))
+  return answer(APPLIED)
+end
 if outside or rotated or issued <= forgotten or (creating and #blob > log) then
   return reply(LATE)
 end
@@ -127,7 +133,6 @@ if ARGV[10] ~= '' and found then
 end
 
 if size > tonumber(ARGV[11]) then return reply(TOO_LARGE, 0, tostring(size)) end
-local left = number(blob, 19, 6) - now
 if left <= 0 then return reply(GONE) end
 
 local ttl = string.format('%.0f', math.min(tonumber(ARGV[6]), left))

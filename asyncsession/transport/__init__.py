@@ -21,16 +21,20 @@ from asyncsession.transport import (
 __all__ = ["connect", "connect_blocking", "is_blocking"]
 
 
-def connect(target: Any, lanes_each: int = 1) -> Transport:
+def connect(target: Any, lanes_each: int = 1, *, replicated: bool = False) -> Transport:
     """Return the transport for a URL or a client of `redis.asyncio`; nothing is opened yet.
 
     Args:
         target: the URL or client.
         lanes_each: connections for each event loop and server, where there are any.
+        replicated: whether there have to be replicas.
 
     Raises:
-        ConfigurationError: a scheme, an option or a client that is not supported.
+        ConfigurationError: a scheme, an option or a client that is not supported, or a store that
+            never has replicas.
     """
+    if replicated:
+        _check_replicas(target)
     if not isinstance(target, str):
         if fake.is_fake(target):
             return fake.of_client(target)
@@ -53,16 +57,20 @@ def connect(target: Any, lanes_each: int = 1) -> Transport:
     raise ConfigurationError(_WRONG_SCHEME)
 
 
-def connect_blocking(target: Any, size: int) -> BlockingTransport:
+def connect_blocking(target: Any, size: int, *, replicated: bool = False) -> BlockingTransport:
     """Return the blocking transport for a URL or a client of redis-py; nothing is opened yet.
 
     Args:
         target: the URL or client.
         size: connections to each server at the most, where there are any.
+        replicated: whether there have to be replicas.
 
     Raises:
-        ConfigurationError: a scheme, an option or a client that is not supported.
+        ConfigurationError: a scheme, an option or a client that is not supported, or a store that
+            never has replicas.
     """
+    if replicated:
+        _check_replicas(target)
     if not isinstance(target, str):
         if fake.is_fake(target):
             return fake.blocking_of_client(target)
@@ -94,6 +102,17 @@ _WRONG_SCHEME = (
     "the URL of a store starts with redis://, rediss://, unix://, redis+cluster://,"
     " rediss+cluster://, redis+sentinel://, rediss+sentinel://, embedded:// or memory://"
 )
+
+
+def _check_replicas(target: Any) -> None:
+    if isinstance(target, str):
+        is_alone = _scheme(target) in ("embedded", "memory")
+    else:
+        is_alone = fake.is_fake(target)
+    if is_alone:
+        raise ConfigurationError(
+            "min_replicas: embedded:// servers and fakeredis have no replicas; leave it at 0"
+        )
 
 
 def _scheme(url: str) -> str | None:

@@ -3,6 +3,7 @@
 - A connection carries one call at a time. Whoever takes it out has read the whole reply before
   putting it back; whatever comes in between (silence, a signal, a greenlet that is killed) closes
   it, so nobody is handed the answer to another's question.
+- A write that waits for replicas is sent together with a WAIT, on the same connection.
 - A call waits for a free connection no longer than for its reply. An idle connection that the
   server has closed, or that holds something unasked for, is never used again.
 - A forked child starts with an empty pool. Nothing runs in the background, and there is no event
@@ -29,10 +30,10 @@ from redis.retry import Retry
 
 from asyncsession import forks
 from asyncsession.errors import ConfigurationError
-from asyncsession.protocol import BlockingTransport, Call, Refused
+from asyncsession.protocol import BlockingTransport, Call, Durability, Refused
 from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
-from asyncsession.transport.faults import BROKEN, after_sending, before_sending
+from asyncsession.transport.faults import BROKEN, after_sending, before_sending, whole
 from asyncsession.transport.options import (
     ASKING,
     Options,
@@ -40,6 +41,7 @@ from asyncsession.transport.options import (
     check,
     for_connection,
     read_url,
+    wait_words,
     without_maintenance,
     words_of,
 )
@@ -106,13 +108,13 @@ class PoolTransport:
         """Run a script and return its reply."""
         pool = self._own_pool()
         script = SCRIPTS[call.script]
-        words = words_of(call)
+        words, timeout, durability = words_of(call), call.timeout, call.durability
         reply: list[Any]
         try:
             try:
-                reply = pool.call(("EVALSHA", script.sha, *words), call.timeout)
+                reply = pool.call(("EVALSHA", script.sha, *words), timeout, durability)
             except NoScriptError:
-                reply = pool.call(("EVAL", script.source, *words), call.timeout)
+                reply = pool.call(("EVAL", script.source, *words), timeout, durability)
         except _ERROR_REPLIES as error:
             raise after_sending(error) from error
         return reply
@@ -121,7 +123,7 @@ class PoolTransport:
         """Run a script on a node that is taking over the slot of its keys; say so right before."""
         script = ("EVAL", SCRIPTS[call.script].source, *words_of(call))
         try:
-            reply: list[Any] = self._own_pool().call(script, call.timeout, ASKING)
+            reply: list[Any] = self._own_pool().call(script, call.timeout, call.durability, ASKING)
         except _ERROR_REPLIES as error:
             raise after_sending(error) from error
         return reply
@@ -162,17 +164,25 @@ class _Pool:
         self._is_closed = False
 
     def call(
-        self, command: tuple[Word, ...], patience: float, before: tuple[Word, ...] = ()
+        self,
+        command: tuple[Word, ...],
+        patience: float,
+        durability: Durability | None,
+        before: tuple[Word, ...] = (),
     ) -> Any:
         """Send a command and return its reply, or raise the error that it is.
 
         Args:
             command: the words.
             patience: seconds.
-            before: the words of another one, to be sent right before it.
+            durability: what a write waits for. Its reply then has one element more: how many
+                replicas have confirmed it.
+            before: the words of another command, to be sent right before it.
         """
-        words = [before, command] if before else [command]
-        packed = [hiredis.pack_command(one) for one in words]  # type: ignore[arg-type]
+        commands = [before, command] if before else [command]
+        if durability is not None:
+            commands.append(wait_words(durability))
+        packed = [hiredis.pack_command(one) for one in commands]  # type: ignore[arg-type]
         ends = time.monotonic() + patience
         connection = self._usable(ends)
         is_clean = False
@@ -180,15 +190,10 @@ class _Pool:
             # It bounds what is sent as well as what is read.
             connection.update_current_socket_timeout(_left(ends))
             connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
-            if before:
-                with suppress(*_ERROR_REPLIES):  # what the command behind it meets tells more
-                    connection.read_response(disable_decoding=True, disconnect_on_error=False)
-            reply = connection.read_response(disable_decoding=True, disconnect_on_error=False)
-            is_clean = True
-        except _ERROR_REPLIES as error:
+            answers = [_answer(connection) for _ in commands]
+            reply, *confirmed = answers[1:] if before else answers
             # Of a replica, the address may lead elsewhere by now.
-            is_clean = not isinstance(error, ReadOnlyError)
-            raise
+            is_clean = not isinstance(reply, ReadOnlyError)
         except BROKEN as error:
             raise after_sending(error) from error
         finally:
@@ -196,7 +201,7 @@ class _Pool:
                 self._put_back(connection)
             else:
                 self._give_up(connection)
-        return reply
+        return whole(reply, *confirmed)
 
     def close(self) -> None:
         """Close what is idle, and what is in use when it is put back."""
@@ -283,6 +288,14 @@ def make(options: Options) -> AbstractConnection:
     own = for_connection(options, retry=Retry(NoBackoff(), 0))
     kind: type[AbstractConnection] = own.pop("connection_class", Connection)
     return kind(**own)
+
+
+def _answer(connection: AbstractConnection) -> Any:
+    """Return the next reply, also if it is an error."""
+    try:
+        return connection.read_response(disable_decoding=True, disconnect_on_error=False)
+    except _ERROR_REPLIES as error:
+        return error
 
 
 def _left(ends: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from typing import Any
 
 from redis.exceptions import (
     AskError,
@@ -20,7 +21,7 @@ from redis.exceptions import (
 
 from asyncsession.protocol import Lost, Refused
 
-__all__ = ["BROKEN", "after_sending", "before_sending"]
+__all__ = ["BROKEN", "after_sending", "before_sending", "whole"]
 
 BROKEN = (RedisError, OSError)
 """What redis-py raises for a connection that cannot be opened, or used any more."""
@@ -43,7 +44,7 @@ _CODE = re.compile(r"[A-Z]{3,} ")
 
 # MASTERDOWN is filed under the errors of a Cluster, but comes from any replica.
 _OF_CLUSTERS = (AskError, ClusterDownError, TryAgainError)
-_CLUSTER_HINT = "; this is a node of a Cluster, to which the URL is redis+cluster://host:port"
+_CLUSTER_HINT = "; it is a node of a Cluster, and the URL of one begins with redis+cluster://"
 _OTHER_HINT = "; what listens there does not speak the protocol of Redis"
 
 
@@ -72,7 +73,7 @@ def _is_for_good(error: BaseException) -> bool:
     return isinstance(error, _FOR_GOOD) and not isinstance(error, _CUT_OFF)
 
 
-def _code(error: Exception) -> str:
+def _code(error: BaseException) -> str:
     """Return the code of an error reply; empty for what is none."""
     code: str = getattr(error, "status_code", None) or ""
     text = str(error)
@@ -83,7 +84,35 @@ def _code(error: Exception) -> str:
     return code
 
 
-def _reason(error: Exception) -> str:
+def _unconfirmed(error: BaseException) -> Lost:
+    """Return the fault for a write that was done, where no WAIT came to say on how many replicas.
+
+    A primary that becomes a replica while it waits says UNBLOCKED, and what it had written last may
+    be gone with its role.
+    """
+    return Lost(_reason(error))
+
+
+def whole(reply: Any, *confirmed: Any) -> Any:
+    """Return a reply, with the number of replicas at its end if a WAIT behind it told one.
+
+    Args:
+        reply: of a script, or the error that came instead.
+        confirmed: the answer to the WAIT, or the error that came instead.
+
+    Raises:
+        Exception: the reply is an error.
+        Lost: the answer to the WAIT is one.
+    """
+    if isinstance(reply, BaseException):
+        raise reply
+    for answer in confirmed:
+        if isinstance(answer, BaseException):
+            raise _unconfirmed(answer) from answer
+    return [*reply, *confirmed]
+
+
+def _reason(error: BaseException) -> str:
     code, text = _code(error), str(error) or "no answer in time"
     hint = ""
     if isinstance(error, _OF_CLUSTERS) and not isinstance(error, MasterDownError):

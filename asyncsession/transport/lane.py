@@ -6,6 +6,9 @@ idle lane wakes nobody: the caller sends and reads by itself.
 
 What happens on the connection is the matter of its `Link`; the lane opens one when there is none,
 and makes callers wait while the link has no room.
+
+Writes that wait for replicas hold up what comes behind them on a connection. So they have a lane of
+their own beside this one, which carries them in groups.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 
+from asyncsession.protocol import Durability
 from asyncsession.transport.faults import BROKEN, after_sending, before_sending
+from asyncsession.transport.group import Group
 from asyncsession.transport.link import Link
 from asyncsession.transport.options import Word
 
@@ -35,14 +40,29 @@ class Lane:
         self._link: Link | None = None
         self._connecting = asyncio.Lock()
         self._silence = 0.0  # seconds: the longest that a call has ever been given
+        self._beside: Lane | None = None  # for writes that wait for replicas
+        self._group: Group | None = None
 
-    def call(self, command: tuple[Word, ...], patience: float) -> Awaitable[Any]:
+    def call(
+        self,
+        command: tuple[Word, ...],
+        patience: float,
+        durability: Durability | None = None,
+    ) -> Awaitable[Any]:
         """Send a command; its reply can be awaited, or the error that it is.
+
+        Args:
+            command: the words.
+            patience: seconds after which the reply is not waited for any longer.
+            durability: what a write waits for. Its reply then has one element more: how many
+                replicas have confirmed it.
 
         Raises:
             NoScriptError: the server does not know the script.
             Refused, Lost: as the transports' protocol says; after `patience` seconds at the latest.
         """
+        if durability is not None:
+            return self._grouped().call(command, patience, durability)
         if patience > self._silence:
             self._silence = patience
         link = self._link
@@ -51,36 +71,41 @@ class Lane:
         return self._begin(command, patience)
 
     async def together(self, commands: Sequence[tuple[Word, ...]], patience: float) -> list[Any]:
-        """Send commands with nothing between them, and return their replies.
+        """Send commands with nothing between them, and return their replies, errors among them.
 
         Raises:
-            RedisError: the last of the commands was refused.
             Refused, Lost: as the transports' protocol says; after `patience` seconds at the latest.
         """
         self._silence = max(self._silence, patience)
         link: Link | None = None
         try:
             async with asyncio.timeout(patience):
-                link = await self._usable()
+                link = await self.usable()
                 sent = link.post_all(commands, self._silence)
-                replies = await asyncio.gather(*sent, return_exceptions=True)
+                return await asyncio.gather(*sent, return_exceptions=True)
         except TimeoutError as error:
             raise (after_sending(error) if link else before_sending(error)) from error
-        if isinstance(replies[-1], BaseException):
-            raise replies[-1]
-        return replies
 
     async def aclose(self) -> None:
-        """Close the connection; whoever still waits on it is told so."""
+        """Close the connections; whoever still waits on them is told so."""
+        if self._group is not None and self._beside is not None:
+            await self._group.aclose()
+            await self._beside.aclose()
         if self._link is not None:
             await self._link.fail(ConnectionError("the manager was closed"))
+
+    def _grouped(self) -> Group:
+        if self._group is None:
+            self._beside = Lane(self._make)
+            self._group = Group(self._beside.usable)
+        return self._group
 
     async def _begin(self, command: tuple[Word, ...], patience: float) -> Any:
         """Call where there may be no connection, an idle one, or one without room."""
         link: Link | None = None
         try:
             async with asyncio.timeout(patience):
-                link = await self._usable()
+                link = await self.usable()
                 if link.is_idle:
                     return await link.ask(command, self._silence)
                 return await link.post(command, patience, self._silence)
@@ -89,7 +114,7 @@ class Lane:
                 raise before_sending(error) from error
             raise after_sending(error) from error
 
-    async def _usable(self) -> Link:
+    async def usable(self) -> Link:
         """Return a link that has room for another call."""
         while True:
             link = self._link

@@ -24,7 +24,7 @@ from asyncsession.errors import ConfigurationError
 from asyncsession.protocol import Call, Transport
 from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
-from asyncsession.transport.faults import after_sending
+from asyncsession.transport.faults import after_sending, whole
 from asyncsession.transport.lane import Lane
 from asyncsession.transport.loops import PerLoop, running_loop
 from asyncsession.transport.options import (
@@ -34,6 +34,7 @@ from asyncsession.transport.options import (
     fixed,
     for_connection,
     read_url,
+    wait_words,
     words_of,
 )
 
@@ -101,13 +102,13 @@ class LaneTransport:
             lanes = self._lanes_of(running_loop())
         lane = next(lanes)
         script = SCRIPTS[call.script]
-        words, timeout = words_of(call), call.timeout
+        words, timeout, durability = words_of(call), call.timeout, call.durability
         reply: list[Any]
         try:
             try:
-                reply = await lane.call(("EVALSHA", script.sha, *words), timeout)
+                reply = await lane.call(("EVALSHA", script.sha, *words), timeout, durability)
             except NoScriptError:
-                reply = await lane.call(("EVAL", script.source, *words), timeout)
+                reply = await lane.call(("EVAL", script.source, *words), timeout, durability)
         except RedisError as error:
             raise after_sending(error) from error
         return reply
@@ -115,12 +116,15 @@ class LaneTransport:
     async def call_asking(self, call: Call) -> list[Any]:
         """Run a script on a node that is taking over the slot of its keys; say so right before."""
         lanes = self._lanes_of(running_loop())
-        script = ("EVAL", SCRIPTS[call.script].source, *words_of(call))
+        commands = [ASKING, ("EVAL", SCRIPTS[call.script].source, *words_of(call))]
+        if call.durability is not None:
+            commands.append(wait_words(call.durability))
+        _ok, *replies = await next(lanes).together(commands, call.timeout)
         try:
-            _ok, reply = await next(lanes).together((ASKING, script), call.timeout)
+            reply: list[Any] = whole(*replies)
         except RedisError as error:
             raise after_sending(error) from error
-        return reply  # type: ignore[no-any-return]
+        return reply
 
     async def aclose(self) -> None:
         """Close the connection that the running loop has; another call would open a new one."""

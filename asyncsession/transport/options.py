@@ -10,7 +10,7 @@ from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 
 from asyncsession.errors import ConfigurationError
-from asyncsession.protocol import Call
+from asyncsession.protocol import Call, Durability
 
 __all__ = [
     "ASKING",
@@ -20,6 +20,7 @@ __all__ = [
     "fixed",
     "for_connection",
     "read_url",
+    "wait_words",
     "without_maintenance",
     "words_of",
 ]
@@ -117,3 +118,9 @@ def words_of(call: Call) -> tuple[Word, ...]:
     """
     written = [str(one) if isinstance(one, int) else one for one in call.args]
     return (str(len(call.keys)), *call.keys, *written)
+
+
+def wait_words(durability: Durability) -> tuple[Word, ...]:
+    """Return the words of a WAIT for what was written before it on the same connection."""
+    milliseconds = max(1, round(durability.seconds * 1000))  # 0 would mean to wait for ever
+    return ("WAIT", str(durability.replicas), str(milliseconds))
