@@ -9,6 +9,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 from support.backends import BACKENDS, REAL, Backend, open_backend
 from support.cluster import Cluster
+from support.replicas import Pair
 from support.sentinel import SentinelGroup
 from support.servers import Server, available
 
@@ -36,6 +37,29 @@ def get_server() -> Iterator[Callable[[str], Any]]:
     yield get
     for server in servers.values():
         server.close()
+
+
+@pytest.fixture(scope="session")
+def get_pair() -> Iterator[Callable[[str], Pair]]:
+    """A function that returns the one primary and replica of a flavour, started on first use."""
+    pairs: dict[str, Pair] = {}
+
+    def get(flavour: str) -> Pair:
+        if flavour not in available():
+            pytest.skip(f"{flavour} is not installed")
+        if flavour not in pairs:
+            pairs[flavour] = Pair(flavour)
+        return pairs[flavour]
+
+    yield get
+    for pair in pairs.values():
+        pair.close()
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, get_pair: Callable[[str], Pair]) -> Pair:
+    """A primary and its replica; of the flavour that is asked for by indirect parameter."""
+    return get_pair(getattr(request, "param", "valkey9"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
