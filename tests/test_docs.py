@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from support.backends import Backend
+from support.replicas import Pair
 from support.servers import Server
 from support.web import connect, serve
 
@@ -98,6 +100,15 @@ async def test_guide(valkey: Backend) -> None:
         assert (await manager.load(session.id)).principal == "user:1"
         await names["logout"](session)
         assert (await manager.load(session.id)).is_new
+
+
+async def test_durability(pair: Pair) -> None:
+    names = await run(ROOT / "docs" / "durability.md", pair.url)
+    async with names["manager"] as manager:
+        session = await manager.load()
+        await names["pay"](session, 5)
+        assert (await manager.load(session.id))["paid"] == 5
+    assert await asyncio.to_thread(pair.waits)
 
 
 def test_sync(get_server: Callable[[str], Server]) -> None:
