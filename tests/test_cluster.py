@@ -157,7 +157,7 @@ async def test_ask_while_a_slot_moves(opened: Backend, cluster: Cluster) -> None
 
 async def test_a_rotation_waits_for_its_slot(opened: Backend, cluster: Cluster) -> None:
     """Its second key is on neither node (TRYAGAIN): refused, and tried again for a while."""
-    manager, hasty = opened.manager(), opened.manager(timeout=0.3)
+    manager, hasty = opened.manager(), opened.manager(timeout=0.8)
     session = await new_session(manager, a=1)
     old_id, slot = session.id, slot_of(session)
     source, target = await elsewhere(cluster, session)
@@ -192,7 +192,7 @@ async def test_a_start_while_a_node_of_the_url_is_away(opened: Backend) -> None:
     for _ in range(3):  # another one is asked first each time
         manager = opened.manager(url)
         assert not (await new_session(manager, a=1)).is_new
-    gone = opened.manager("redis+cluster://127.0.0.1:1", timeout=0.3)
+    gone = opened.manager("redis+cluster://127.0.0.1:1", timeout=0.8)
     with pytest.raises(StoreUnavailable, match="refused"):
         await new_session(gone, a=1)
 
@@ -203,7 +203,38 @@ async def test_a_server_without_cluster_mode_says_so(
     port = (await asyncio.to_thread(get_server, available()[0])).port
     manager = opened.manager(f"redis+cluster://127.0.0.1:{port}")
     with pytest.raises(StoreUnavailable, match="cluster support disabled"):
-        await asyncio.wait_for(new_session(manager, a=1), 1)  # at once, since it will not pass
+        await asyncio.wait_for(new_session(manager, a=1), 3)  # at once, since it will not pass
+
+
+@pytest.mark.parametrize("named", ["unknown-endpoint", "hostname"])
+async def test_nodes_that_are_not_named_by_their_address(
+    opened: Backend, cluster: Cluster, named: str
+) -> None:
+    """Without a host, a node means the one through which it is asked; names are looked up."""
+
+    def announce(kind: str, hostname: str) -> None:
+        for node in cluster.nodes:
+            node.run("CONFIG", "SET", "cluster-announce-hostname", hostname)
+            node.run("CONFIG", "SET", "cluster-preferred-endpoint-type", kind)
+        hosts = {"ip": "127.0.0.1", "unknown-endpoint": None, "hostname": "localhost"}
+        wait_until(lambda: hosts_named(cluster) == {hosts[kind]}, f"nodes named by {kind}")
+
+    await asyncio.to_thread(announce, named, "localhost")
+    try:
+        manager = opened.manager()
+        session = await new_session(manager, a=1)
+        source, target = await elsewhere(cluster, session)
+        for node in (target, source):
+            await asyncio.to_thread(cluster.move_slot, slot_of(session), node)
+            assert dict(await manager.load(session.id)) == {"a": 1}
+    finally:
+        await asyncio.to_thread(announce, "ip", "")
+
+
+def hosts_named(cluster: Cluster) -> set[str | None]:
+    """Return the hosts that the nodes name in what they say of each other."""
+    slots = [entry for node in cluster.nodes for entry in node.run("CLUSTER", "SLOTS")]
+    return {entry[2][0] for entry in slots}
 
 
 async def test_lanes_of_each_loop_and_node(cluster: Cluster) -> None:
@@ -384,10 +415,10 @@ async def test_tls_and_password(private: Callable[..., Cluster]) -> None:
         assert [(await manager.load(s.id))["a"] for s in sessions] == list(range(10))
     async with SessionManager(cluster.rediss_url) as manager:
         with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
-            await asyncio.wait_for(manager.load(sessions[0].id), 2)
+            await asyncio.wait_for(manager.load(sessions[0].id), 3)
     async with SessionManager(cluster.url.replace("p%40ss", "wrong")) as manager:
         with pytest.raises(StoreUnavailable, match=r"WRONGPASS|invalid username"):
-            await asyncio.wait_for(manager.load(sessions[0].id), 2)
+            await asyncio.wait_for(manager.load(sessions[0].id), 3)
 
     def threads() -> list[int]:
         with SyncSessionManager(url) as manager:

@@ -36,7 +36,7 @@ class Backend:
     """One store, and a prefix of the test's own in it.
 
     Attributes:
-        name: as in `_ONE`.
+        name: as in `EVERYWHERE`.
         prefix: of every key of the test.
         redis: a plain client, to look at what is stored.
         port: of the server, where it has one.
@@ -75,7 +75,7 @@ class Backend:
 
 @asynccontextmanager
 async def open_backend(name: str, get_server: Callable[[str], Any]) -> AsyncIterator[Backend]:
-    """Open a store by its name in `_ONE`; skip the test if this machine lacks it."""
+    """Open a store by its name in `EVERYWHERE`; skip the test if this machine lacks it."""
     port = None
     redis: Any
     kind = name.removeprefix(SYNC_MARK)
