@@ -95,3 +95,24 @@ async def test_a_node_without_a_successor_is_away_and_the_others_are_not() -> No
             for session in sessions:
                 assert not (await manager.load(session.id)).is_new
             await manager.aclose()
+
+
+async def test_writes_that_wait_for_replicas_follow_a_slot_that_moves(cluster: Cluster) -> None:
+    """A WAIT goes along behind ASKING and the call, on the connection that has written."""
+    managers = both_managers(cluster.url, "durable", min_replicas=1)
+    for manager in managers:
+        session = await started(manager, log=[])
+        slot = slot_of(session)
+        source = await asyncio.to_thread(cluster.owner, slot)
+        target = next(node for node in await asyncio.to_thread(cluster.masters) if node != source)
+        await asyncio.to_thread(cluster.begin_move, slot, target)
+        await asyncio.to_thread(cluster.move_keys, slot, target)
+        before = target.run("INFO", "commandstats").get("cmdstat_wait", {"calls": 0})["calls"]
+        session["log"].append(1)
+        assert (await manager.save(session)).attempts == 1
+        assert target.run("INFO", "commandstats")["cmdstat_wait"]["calls"] == before + 1
+        await asyncio.to_thread(cluster.end_move, slot, target)
+        session["log"].append(2)
+        await manager.save(session)
+        assert (await manager.load(session.id))["log"] == [1, 2]
+        await manager.aclose()
