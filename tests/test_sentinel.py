@@ -17,7 +17,7 @@ from support.cluster import wait_until
 from support.sentinel import SERVICE, SentinelGroup
 from support.servers import Server, available
 from support.threads import InThreads
-from test_cluster import rights
+from test_cluster_clients import rights
 
 from asyncsession import Session, SessionManager, StoreUnavailable, SyncSessionManager
 

@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 from redis import Connection, Redis, Sentinel, SSLConnection
@@ -63,7 +61,7 @@ class _Watchers:
 
     def __init__(self, given: Iterable[Address], service: str, options: Options, asking: Options,
                  **more: Any) -> None:  # fmt: skip
-        self._addresses = deque(given)
+        self._addresses = list(given)  # replaced, never changed: threads share it
         self._service = service
         self._options = options
         self._asking = for_connection(asking)
@@ -103,7 +101,7 @@ class _Watchers:
         Raises:
             Refused: no Sentinel names a master.
         """
-        func = self._options.get("redis_connect_func", AbstractConnection.on_connect)
+        func = self._options.get("redis_connect_func") or AbstractConnection.on_connect
 
         def on_connect(connection: AbstractConnection) -> None:
             func(connection)
@@ -122,8 +120,8 @@ class _Watchers:
 
     def _in_turn(self) -> list[Address]:
         """Return whom to ask; the first is the last one next time, unless it does answer."""
-        asked = list(self._addresses)
-        self._addresses.rotate(-1)
+        asked = self._addresses
+        self._addresses = [*asked[1:], asked[0]]
         return asked
 
     def _with(self, seconds: float, retry: Any) -> dict[str, Any]:
@@ -138,9 +136,7 @@ class _Watchers:
     def _to(self, found: Address, sentinel: Sentinel | AsyncSentinel, on_connect: Any) -> Options:
         """Return the options for a connection to the master that a Sentinel has named."""
         answered = _address_of(sentinel.sentinels[0])  # redis-py puts it there
-        with suppress(ValueError):
-            self._addresses.remove(answered)
-            self._addresses.appendleft(answered)
+        self._addresses = sorted(self._addresses, key=lambda address: address != answered)
         host, port = found
         return {**self._options, "host": host, "port": port, "redis_connect_func": on_connect}
 
