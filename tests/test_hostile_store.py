@@ -9,10 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from redis import Redis
 from support.backends import Backend
 from support.logs import blob, set_
+from support.proxy import Fault, FaultProxy, is_script
 
 from asyncsession import (
+    CommitOutcomeUnknown,
     InvalidSessionData,
     Session,
     SessionConflict,
@@ -204,3 +207,32 @@ def test_more_keys_than_a_commit_can_hold(monkeypatch: pytest.MonkeyPatch) -> No
     assert manager.load(session.id).is_new, "nothing was written"
     del session["0"]
     assert manager.save(session).version == 1
+
+
+@pytest.mark.parametrize("name", ["a newer format", "a mark that names nothing"])
+async def test_damage_after_a_lost_reply_leaves_the_outcome_open(
+    backend: Backend, name: str
+) -> None:
+    """The first copy of the commit was done before the damage, and nobody can see that any more."""
+    if backend.port is None:
+        pytest.skip("it has no connections to lose")
+    target, _, session = await victim(backend)
+    requests = 100  # of those that matter none, until it is set to 0
+
+    def decide(request: list[bytes]) -> Fault:
+        nonlocal requests
+        requests += is_script(request)
+        if is_script(request) and requests == 1:
+            return Fault.CUT
+        if is_script(request) and requests == 2:
+            with Redis.from_url(backend.url) as redis:
+                redis.set(target.key, DAMAGE[name](redis.get(target.key)))
+        return Fault.PASS
+
+    async with FaultProxy(backend.port, decide) as proxy:
+        manager: Any = backend.manager(f"redis://127.0.0.1:{proxy.port}")
+        late = await manager.load(session.id)
+        late["a"], requests = 2, 0
+        with pytest.raises(CommitOutcomeUnknown):
+            await manager.save(late)
+        await manager.aclose()
