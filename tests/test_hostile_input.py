@@ -160,9 +160,9 @@ def extension(code: int, data: bytes) -> bytes:
 
 SIZE = 65_000
 EXPENSIVE: dict[str, bytes] = {
-    "promises within promises": b"\xdc\xff\xff" * 100 + b"\xc0" * 60_000,
-    "many promises within promises": b"\xdc\xff\xff" * (SIZE // 3),
-    "long promises": b"\xdd\xff\xff\xff\xff" * (SIZE // 5),
+    "promises within promises": b"\xdc\x4e\x20" * 100 + b"\xc0" * 60_000,
+    "many promises within promises": b"\xdc\x4e\x20" * (SIZE // 3),
+    "long promises": b"\xdd\0\0\x4e\x20" * (SIZE // 5),
     "promises of maps": b"\xdf\xff\xff\xff\xff\x01" * (SIZE // 6),
     "lists of nothing": b"\xdc\xfd\xe0" + b"\x90" * SIZE,
     "dicts of nothing": b"\xdc\xfd\xe0" + b"\x80" * SIZE,

@@ -17,7 +17,7 @@ end
 local function before_log(blob)
   if #blob < HEADER then return nil end
   local retired = number(blob, 37, 4)
-  if retired % TRAILER ~= 0 or HEADER + retired + FRAME > #blob then return nil end
+  if HEADER + retired + FRAME > #blob then return nil end
   return HEADER + retired
 end
 
