@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Awaitable, Callable
 
 import pytest
+from support import mutants
 from support.backends import Backend
+from support.mutants import MUTANTS
 from support.proxy import Fault, FaultProxy, seeded
 from support.scenarios import (
     POLICIES,
@@ -21,8 +22,6 @@ from support.scenarios import (
 )
 
 from asyncsession import SessionGone
-from asyncsession.draft import Draft
-from asyncsession.scripts import SCRIPTS, Script
 
 Scenario = Callable[[Backend], Awaitable[None]]
 
@@ -70,68 +69,21 @@ async def guarded(backend: Backend) -> None:
     assert two["n"] == 2
 
 
-SCRIPT_MUTANTS: dict[str, tuple[str, str, str, Scenario]] = {
-    "no commit id": (
-        "commit",
-        "if string.find(blob, id, 1, true) then",
-        "if false then",
-        faults,
-    ),
-    "length for a version": (
-        "commit",
-        "base > log and sub(blob, base - 15, base) == ARGV[4]",
-        "base > log and base <= #blob",
-        failover_to_an_older_copy,
-    ),
-    "ids forgotten at compaction": (
-        "commit",
-        "history = table.concat(ids)",
-        "history = ''",
-        late_duplicate_after_compaction,
-    ),
-    "what is forgotten is not noted": (
-        "commit",
-        "forgotten = math.max(forgotten, math.min(number(history, keep, 6), now + SLACK))",
-        "",
-        late_duplicate_of_a_forgotten_commit,
-    ),
-    "no tombstone": (
-        "destroy",
-        "redis.call('SET', KEYS[1], mark, 'PX', ARGV[2])",
-        "redis.call('DEL', KEYS[1])",
-        late_create,
-    ),
-    "commits create what is gone": (
-        "commit",
-        "if not creating then return reply(GONE) end",
-        "",
-        late_create_by_commit,
-    ),
-    "tombstones are no obstacle": (
-        "commit",
-        (
-            "if kind == 'D' and #blob == HEAD then return reply(GONE) end\n"
-            "  if kind ~= 'L' or not before_log(blob) then return reply(UNREADABLE) end"
-        ),
-        "if kind ~= 'L' then blob = head .. bytes(now, 6) .. bytes(2^47, 6) .. ('\\0'):rep(16) end",
-        gone,
-    ),
-    "guards unchecked": (
-        "commit",
-        "if guards ~= '' then",
-        "if false then",
-        guarded,
-    ),
-    "compaction drops the tail": (
-        "commit",
-        "bytes(#body, 4) .. body .. sub(blob, base + 1)",
-        "bytes(#body, 4) .. body",
-        writers,
-    ),
+CATCHERS: dict[str, Scenario] = {
+    "no commit id": faults,
+    "length for a version": failover_to_an_older_copy,
+    "ids forgotten at compaction": late_duplicate_after_compaction,
+    "what is forgotten is not noted": late_duplicate_of_a_forgotten_commit,
+    "no tombstone": late_create,
+    "commits create what is gone": late_create_by_commit,
+    "tombstones are no obstacle": gone,
+    "guards unchecked": guarded,
+    "compaction drops the tail": writers,
+    "a counter for a commit id": writers,
 }
 
 
-SCENARIOS = sorted({scenario for *_, scenario in SCRIPT_MUTANTS.values()}, key=lambda f: f.__name__)
+SCENARIOS = sorted(set(CATCHERS.values()), key=lambda scenario: scenario.__name__)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -139,29 +91,10 @@ async def test_the_protocol_itself_passes(valkey: Backend, scenario: Scenario) -
     await scenario(valkey)
 
 
-@pytest.mark.parametrize("name", SCRIPT_MUTANTS)
+@pytest.mark.parametrize("name", MUTANTS)
 async def test_mutant_is_caught(
     valkey: Backend, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, old, new, scenario = SCRIPT_MUTANTS[name]
-    source = SCRIPTS[script].source
-    assert source.count(old) == 1, "the mutant no longer fits the script"
-    mutated = source.replace(old, new)
-    sha = hashlib.sha1(mutated.encode(), usedforsecurity=False).hexdigest()
-    monkeypatch.setitem(SCRIPTS, script, Script(mutated, sha))
+    mutants.apply(name, monkeypatch)
     with pytest.raises(AssertionError):
-        await scenario(valkey)
-
-
-async def test_a_counter_for_a_commit_id_is_caught(
-    valkey: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stamp = Draft.stamp
-
-    def count(self: Draft) -> None:
-        stamp(self)
-        self._id = (self.session.version + 1).to_bytes(16, "big")
-
-    monkeypatch.setattr(Draft, "stamp", count)
-    with pytest.raises(AssertionError):
-        await writers(valkey)
+        await CATCHERS[name](valkey)

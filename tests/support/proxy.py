@@ -16,7 +16,7 @@ import contextlib
 import socket
 import struct
 from collections import Counter, deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Self
 
 from support.faults import Decide, Fault, is_script, seeded
@@ -39,7 +39,7 @@ class FaultProxy:
     Args:
         port: the server's port.
         decide: asked about each request, in the order of arrival.
-        delay: seconds for `TWICE`, `DELAY` and `LATE`.
+        delay: seconds for `TWICE`, `DELAY` and `LATE`, or a function that is asked for each.
 
     Attributes:
         faults: how often each fault happened (`PASS` is not counted).
@@ -49,9 +49,11 @@ class FaultProxy:
     Leaving the context raises what `decide` raised.
     """
 
-    def __init__(self, port: int, decide: Decide, *, delay: float = 0.05) -> None:
+    def __init__(
+        self, port: int, decide: Decide, *, delay: float | Callable[[], float] = 0.05
+    ) -> None:
         self.decide = decide
-        self.delay = delay
+        self._delay = delay
         self.faults: Counter[Fault] = Counter()
         self.requests = 0
         self.bytes_up = 0
@@ -69,6 +71,10 @@ class FaultProxy:
     def url(self) -> str:
         """Where clients connect."""
         return f"redis://127.0.0.1:{self.port}/0"
+
+    def delay(self) -> float:
+        """Return for how many seconds a message is held up."""
+        return self._delay() if callable(self._delay) else self._delay
 
     async def drained(self) -> None:
         """Wait until the server has answered all that was or will be delivered to it.
@@ -146,7 +152,7 @@ class FaultProxy:
 
     async def _deliver_late(self, requests: Sequence[bytes]) -> None:
         try:
-            await asyncio.sleep(self.delay)
+            await asyncio.sleep(self.delay())
             with contextlib.suppress(OSError):  # the server is down: lost for good
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._target)
                 try:
@@ -218,7 +224,7 @@ class _Link:
         self._unanswered.append(fault)
         proxy.owe(1)
         if fault is Fault.DELAY:
-            await asyncio.sleep(proxy.delay)
+            await asyncio.sleep(proxy.delay())
         self._server.write(request)
         await self._server.drain()
         return fault is not Fault.CUT

@@ -1,0 +1,1 @@
+"""A fault runner: many clients, a store that fails in every way we know, and a checked history."""

@@ -1,0 +1,173 @@
+"""One run: a store, a faulty network before it, processes of clients, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Self
+
+from support.chaos.plan import MESSAGES, Plan
+from support.chaos.targets import SingleServer
+from support.chaos.worker import Report, SharedBoard, main
+from support.faults import Fault, seeded
+from support.history import History, Operation, Violation, check
+from support.proxy import FaultProxy
+
+__all__ = ["Failed", "Result", "run"]
+
+_LOOK = 0.01  # seconds between two looks at how far the clients are
+_PATIENCE = 60.0  # seconds without an acknowledged commit after which a run has failed
+
+
+class Failed(Exception):
+    """A client met an exception that it must not meet, or the clients got stuck."""
+
+
+@dataclass
+class Result:
+    """What came of a run.
+
+    Attributes:
+        plan: what was run.
+        seconds: that the clients took.
+        told: how many commits were acknowledged, failed, gone and unknown.
+        surprises: exceptions that clients met which left an outcome open.
+        messages: how often each fault of a message happened.
+        events: how often each fault of the server happened.
+        operations: in the history, reads included.
+        violations: of the rules.
+    """
+
+    plan: Plan
+    seconds: float
+    told: Counter[str] = field(default_factory=Counter)
+    surprises: Counter[str] = field(default_factory=Counter)
+    messages: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+    operations: int = 0
+    violations: list[Violation] = field(default_factory=list)
+
+    @property
+    def commits(self) -> int:
+        """How many commits clients have asked for."""
+        return self.told.total()
+
+    def __str__(self) -> str:
+        return (
+            f"{self.told['acknowledged']} commits on {self.plan.target} in {self.seconds:.0f} s,"
+            f" {self.told['unknown']} unknown, {len(self.violations)} violations"
+        )
+
+
+async def run(plan: Plan, watch: Callable[[int], None] = lambda _: None) -> Result:
+    """Carry out a plan.
+
+    Args:
+        plan: what to do.
+        watch: is told now and then how many commits were acknowledged so far.
+
+    Raises:
+        Failed: a client met what it must not meet, or got stuck.
+    """
+    board = SharedBoard(plan.sessions)
+    delays = plan.random("delays")
+    decide = seeded(plan.seed, plan.rate if plan.messages() else 0, plan.messages())
+    async with (
+        SingleServer(plan, board) as target,
+        FaultProxy(target.port, decide, delay=lambda: _delay(delays)) as proxy,
+    ):
+        began = time.monotonic()
+        async with _Processes(plan, proxy.url, board) as processes:
+            suffering = asyncio.create_task(_suffer(plan, target, processes))
+            reports = await processes.reports(watch)
+            seconds = time.monotonic() - began
+            await suffering
+        await proxy.drained()
+        result = Result(plan, seconds, messages=_named(proxy.faults), events=target.happened)
+        operations: list[Operation] = [*target.operations]
+        for report in reports:
+            if isinstance(report, str):
+                raise Failed(report)
+            operations += report.operations
+            for what, count in report.counts.items():
+                (result.surprises if what[0].isupper() else result.told)[what] += count
+        result.operations = len(operations)
+        result.violations = check(History(operations, await target.final()))
+        return result
+
+
+def _delay(chance: Random) -> float:
+    """Return for how many seconds a message is held up: mostly a little, sometimes long."""
+    return chance.uniform(0, 0.05 if chance.random() < 0.9 else 2.0)
+
+
+def _named(faults: Counter[Fault]) -> Counter[str]:
+    names = {fault: name for name, (fault, _) in MESSAGES.items()}
+    return Counter({names[fault]: count for fault, count in faults.items()})
+
+
+async def _suffer(plan: Plan, target: SingleServer, processes: _Processes) -> None:
+    """Have the store suffer what is planned, for as long as the clients are at work."""
+    chance = plan.random("suffering")
+    for event in plan.events():
+        while processes.done < event.after:  # noqa: ASYNC110  another process counts
+            await asyncio.sleep(_LOOK)
+        if processes.done < plan.commits:
+            await target.suffer(event, chance)
+
+
+class _Processes:
+    """The processes of clients."""
+
+    def __init__(self, plan: Plan, url: str, board: SharedBoard) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._progress: Any = context.Array(ctypes.c_uint64, plan.processes, lock=False)
+        self._pipes = [context.Pipe(duplex=False) for _ in range(plan.processes)]
+        self._processes = [
+            context.Process(
+                target=main, args=(plan, number, url, board, self._progress, sender), daemon=True
+            )
+            for number, (_, sender) in enumerate(self._pipes)
+        ]
+
+    @property
+    def done(self) -> int:
+        """How many commits were acknowledged so far."""
+        done: int = sum(self._progress)
+        return done
+
+    async def __aenter__(self) -> Self:
+        for process, (_, sender) in zip(self._processes, self._pipes, strict=True):
+            await asyncio.to_thread(process.start)
+            sender.close()  # or its end would not be seen
+        return self
+
+    async def __aexit__(self, *details: object) -> None:
+        for process, (receiver, _) in zip(self._processes, self._pipes, strict=True):
+            process.kill()  # they have sent their reports, or never will
+            await asyncio.to_thread(process.join)
+            process.close()
+            receiver.close()
+
+    async def reports(self, watch: Callable[[int], None]) -> list[Report]:
+        """Wait for all to end, and return what they say."""
+        receiving = [asyncio.to_thread(receiver.recv) for receiver, _ in self._pipes]
+        reports = asyncio.ensure_future(asyncio.gather(*receiving))
+        last, since = -1, time.monotonic()
+        while not reports.done():
+            await asyncio.wait([reports], timeout=_LOOK * 10)
+            watch(self.done)
+            if self.done != last:
+                last, since = self.done, time.monotonic()
+            elif time.monotonic() > since + _PATIENCE:
+                raise Failed(f"nothing but {last} commits for {_PATIENCE:g} seconds")
+        try:
+            return list(await reports)
+        except EOFError:
+            raise Failed("a process of clients ended without a report") from None
