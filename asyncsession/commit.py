@@ -35,7 +35,8 @@ def commit(settings: Settings, budget: Budget, session: Session, *, new_id: str 
     """Commit what has changed in a session.
 
     A commit that was sent and never answered is finished first, under its own id: saving again
-    after `CommitOutcomeUnknown`, or after a save was cancelled, does nothing twice.
+    after `CommitOutcomeUnknown`, or after a save was cancelled, does nothing twice. A rotation that
+    is finished so is the one that is asked for.
 
     Args:
         settings: the manager's.
@@ -49,11 +50,13 @@ def commit(settings: Settings, budget: Budget, session: Session, *, new_id: str 
         InvalidSessionData: definite; nothing was written.
         CommitOutcomeUnknown: no answer came.
     """
-    first = None
-    if isinstance(session.unanswered, Draft):
+    first, unanswered = None, session.unanswered
+    if isinstance(unanswered, Draft):
         budget.unsure = True
-        first = yield from _complete(settings, budget, session.unanswered)
+        first = yield from _complete(settings, budget, unanswered)
         budget.unsure = False
+        if unanswered.new_id is not None:
+            new_id = None
     draft = Draft(settings, session, new_id, serial)
     if first is not None and not draft.is_needed:
         return first

@@ -122,6 +122,8 @@ async def test_rotating_again_after_an_unknown_rotation(valkey: Backend) -> None
         assert dict(await manager.load(session.id)) == {"n": 2}
         (listed,) = await manager.sessions_of("user:1")
         assert listed.handle == session.handle
+    sessions = [key for key in await valkey.keys() if b":of:" not in key]
+    assert len(sessions) == 2, "it was rotated a second time"
 
 
 async def test_a_rotation_whose_reply_was_lost_happens_once(valkey: Backend) -> None:
