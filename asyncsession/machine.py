@@ -156,7 +156,8 @@ def send(
             reply = _read(script, raw, args)
         except Refused as refused:
             failure: Refused | Lost = refused
-            pause = budget.pause() if refused.passing else None
+            # With a copy unaccounted for, a later try may tell what giving up now would leave open.
+            pause = budget.pause() if refused.passing or budget.unsure else None
         except Lost as lost:
             failure = lost
             budget.unsure = budget.unsure or script in _WRITING

@@ -17,6 +17,7 @@ from support.scenarios import (
 )
 
 from asyncsession import CommitOutcomeUnknown, StoreUnavailable
+from asyncsession.ids import store_key
 
 LOSSES = (Fault.DROP, Fault.CUT, Fault.SWALLOW, Fault.LOST, Fault.LATE, Fault.TWICE)
 
@@ -84,6 +85,28 @@ async def test_an_unanswered_commit_is_unknown_and_an_unsent_one_is_not(valkey: 
     session["a"] = 3
     with pytest.raises(StoreUnavailable):
         await unreachable.save(session)
+
+
+async def test_a_refusal_that_passes_leaves_no_lost_copy_unknown(valkey: Backend) -> None:
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, timeout=5)
+        session = await manager.load()
+        session["a"] = 1
+        await manager.save(session)
+        key = store_key(valkey.prefix, session.handle)
+        blob = await valkey.redis.get(key)
+        assert isinstance(blob, bytes)
+        proxy.decide = once(Fault.DROP)
+        await valkey.redis.delete(key)
+        await valkey.redis.sadd(key, "x")  # a refusal that does not pass by itself
+        session["a"] = 2
+        save = asyncio.create_task(manager.save(session))
+        while not (await valkey.redis.info("errorstats")).get("errorstat_WRONGTYPE"):
+            assert not save.done()
+        await valkey.redis.set(key, blob, px=60_000)
+        await save
+        assert (await manager.load(session.id))["a"] == 2
 
 
 async def test_saving_again_after_an_unknown_create(valkey: Backend) -> None:

@@ -136,7 +136,15 @@ def test_refused_after_a_loss_is_unknown() -> None:
     session = stored(a=1)
     session["a"] = 2
     with pytest.raises(CommitOutcomeUnknown):
-        drive(verbs.save(settings(), session), LOST, FULL)
+        drive(verbs.save(settings(timeout=0.05), session), LOST, *[FULL] * 100_000)
+
+
+def test_a_refusal_after_a_loss_is_asked_about_again() -> None:
+    """The refusal may pass, and the next answer tells what became of the lost copy."""
+    session = stored(a=1)
+    session["a"] = 2
+    commit = drive(verbs.save(settings(), session), LOST, FULL, reply(Code.OK))
+    assert commit.version == 2
 
 
 def test_a_store_that_stays_away_is_unavailable_at_the_deadline() -> None:
