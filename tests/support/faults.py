@@ -22,7 +22,10 @@ class Fault(Enum):
     LOST = auto()
     """Never forwarded; the connection stays open."""
     TWICE = auto()
-    """Executed and answered, and executed again `delay` later, over another connection."""
+    """Executed and answered, and executed again `delay` later, over another connection.
+
+    Not if it was refused: nobody could call that refusal definite then. TCP repeats nothing.
+    """
     DELAY = auto()
     """Forwarded `delay` later, as is everything behind it."""
     LATE = auto()

@@ -178,7 +178,7 @@ class _Link:
         self._proxy = proxy
         self._client_reader, self._client = client
         self._server_reader, self._server = server
-        self._unanswered: deque[Fault] = deque()
+        self._unanswered: deque[tuple[Fault, bytes]] = deque()
         self._handshake: list[bytes] = []
         self._sticky: Fault | None = None
         self._mute = False  # no reply is passed on any more
@@ -212,7 +212,7 @@ class _Link:
             proxy.faults[fault] += 1
         if fault in (Fault.LOST, Fault.SWALLOW):
             self._sticky = fault
-        if fault in (Fault.LATE, Fault.TWICE):
+        if fault is Fault.LATE:
             proxy.deliver_late(self._handshake, request)
         if fault in (Fault.LATE, Fault.DROP):
             self._hang_up(reset=True)
@@ -221,7 +221,7 @@ class _Link:
             return True
         if words and words[0].upper() in _HANDSHAKE:
             self._handshake.append(request)
-        self._unanswered.append(fault)
+        self._unanswered.append((fault, request))
         proxy.owe(1)
         if fault is Fault.DELAY:
             await asyncio.sleep(proxy.delay())
@@ -242,7 +242,9 @@ class _Link:
     def _answer(self, reply: bytes) -> None:
         fault = Fault.PASS  # a word of the server's own, such as "max number of clients reached"
         if self._unanswered:
-            fault = self._unanswered.popleft()
+            fault, request = self._unanswered.popleft()
+            if fault is Fault.TWICE and not reply.startswith(b"-"):
+                self._proxy.deliver_late(self._handshake, request)
             self._proxy.owe(-1)
         if fault is Fault.SWALLOW:
             self._mute = True

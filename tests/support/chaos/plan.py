@@ -14,11 +14,11 @@ TARGETS = ("valkey9", "redis8", "redis-system")
 
 # Those that cost a whole call's patience are rarer, so that the clients get on.
 MESSAGES = {
-    "drop": (Fault.DROP, 3),
-    "cut": (Fault.CUT, 3),
-    "twice": (Fault.TWICE, 3),
-    "delay": (Fault.DELAY, 3),
-    "late": (Fault.LATE, 2),
+    "drop": (Fault.DROP, 6),
+    "cut": (Fault.CUT, 6),
+    "twice": (Fault.TWICE, 6),
+    "delay": (Fault.DELAY, 6),
+    "late": (Fault.LATE, 4),
     "swallow": (Fault.SWALLOW, 1),
     "lose": (Fault.LOST, 1),
 }
@@ -29,7 +29,7 @@ EVENTS = {
     "kill": 4000,
     "flush": 1500,
     "pause": 2500,
-    "memory": 4000,
+    "memory": 500,
     "readonly": 3000,
     "evict": 300,
     "rewind": 40,

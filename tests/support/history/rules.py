@@ -121,7 +121,7 @@ class _View:
         return any(
             rotation.name == read.name
             and rotation.began <= read.ended
-            and rotation.outcome in (_ACK, Outcome.UNKNOWN)
+            and rotation.outcome is not Outcome.FAILED
             for rotation in self.by_kind[Kind.ROTATE]
         )
 
