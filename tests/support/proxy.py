@@ -137,11 +137,12 @@ class FaultProxy:
             except asyncio.CancelledError:
                 writer.close()
                 raise
+            except ConnectionError:  # the server is down: the client finds itself hung up on
+                await _discard(writer)
+                return
             finally:
                 self.owe(-1)
             await _Link(self, (reader, writer), upstream).run()
-        except ConnectionRefusedError:  # the server is down: the client finds itself hung up on
-            await _discard(writer)
         finally:
             self._clients.discard(writer)
 
@@ -225,7 +226,8 @@ class _Link:
         proxy.owe(1)
         if fault is Fault.DELAY:
             await asyncio.sleep(proxy.delay())
-        self._server.write(request)
+        if not self._server.is_closing():
+            self._server.write(request)
         await self._server.drain()
         return fault is not Fault.CUT
 
@@ -248,7 +250,7 @@ class _Link:
             self._proxy.owe(-1)
         if fault is Fault.SWALLOW:
             self._mute = True
-        if self._mute:
+        if self._mute or self._client.is_closing():
             return
         self._client.write(reply[: len(reply) // 2] if fault is Fault.CUT else reply)
         if fault is Fault.CUT:

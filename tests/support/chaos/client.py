@@ -37,6 +37,7 @@ Effect = tuple[Kind, str, Any]
 _PRINCIPALS = 4
 _BACK_OFF = 0.05, 0.15  # seconds to wait after a refusal
 _TRIES = 3
+_LOOKED_AT = 0.4  # of the sessions that are loaded: the rest of a run's time is for commits
 
 
 class Do(NamedTuple):
@@ -101,6 +102,7 @@ class Client:
         self._longest = longest
         self._diary = diary
         self._serial = 0
+        self._has_own = rng.random() < 0.25  # or sessions would be made of little else
 
     def work(self, is_done: Callable[[], bool]) -> Generator[Do, Any, None]:
         """Do something to one of the sessions, again and again."""
@@ -147,10 +149,11 @@ class Client:
     def _load(self, name: str, session_id: str) -> Generator[Do, Any, Session]:
         began = _now()
         session: Session = yield Do("load", (session_id,))
-        seen = None if session.is_new else _copy(session)
-        self._saw(name, began, seen, session_handle(session_id))
-        if seen is None:
+        if session.is_new:
+            self._saw(name, began, None, session_handle(session_id))
             raise Missing
+        if self._rng.random() < _LOOKED_AT:
+            self._saw(name, began, _copy(session), session.handle)
         return session
 
     def _refresh(self, name: str, session: Session) -> Generator[Do, Any, None]:
@@ -166,7 +169,10 @@ class Client:
                 self._saw(name, began, _copy(session), session.handle)
 
     def _create(self, slot: int | None) -> Generator[Do, Any, tuple[str, Session] | None]:
-        session: Session = yield Do("load")
+        try:
+            session: Session = yield Do("load")
+        except Interrupted:
+            return None
         name = self._mark()
         principal = None
         session.update({"name": name, "log": [], "n": 0, "sum": 0, "stock": 0})
@@ -223,10 +229,11 @@ class Client:
     def _change(self, session: Session, mark: str) -> list[Effect]:
         amount = self._rng.choice((1, 2, -1))
         effects = [(Kind.APPEND, "log", mark), (Kind.ADD, "n", amount)]
-        effects.append((Kind.OWN, f"own:{self._name}", mark))
         session["log"].append(mark)
         session["n"] += amount
-        session[f"own:{self._name}"] = mark
+        if self._has_own:
+            effects.append((Kind.OWN, f"own:{self._name}", mark))
+            session[f"own:{self._name}"] = mark
         if self._rng.random() < 0.2:
             effects.append((Kind.ADD, "sum", amount))
             session["sum"] += amount

@@ -29,7 +29,7 @@ EVENTS = {
     "kill": 4000,
     "flush": 1500,
     "pause": 2500,
-    "memory": 500,
+    "memory": 4000,
     "readonly": 3000,
     "evict": 300,
     "rewind": 40,
@@ -76,13 +76,13 @@ class Plan:
     seed: int
     commits: int
     target: str = "valkey9"
-    processes: int = 4
+    processes: int = 3
     faults: tuple[str, ...] = field(default=DEFAULT)
-    clients: int = 12
+    clients: int = 24
     sessions: int = 10
     longest: int = 120
     rate: float = 0.06
-    timeout: float = 3.0
+    timeout: float = 5.0
     mutant: str = ""
     kept_ids: int = 0
 

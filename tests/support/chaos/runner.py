@@ -9,9 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from random import Random
 from typing import Any, Self
 
+from support.chaos.client import Diary
 from support.chaos.plan import MESSAGES, Plan
 from support.chaos.targets import SingleServer
 from support.chaos.worker import Report, SharedBoard, main
@@ -85,15 +87,16 @@ async def run(plan: Plan, watch: Callable[[int], None] = lambda _: None) -> Resu
         began = time.monotonic()
         async with _Processes(plan, proxy.url, board) as processes:
             suffering = asyncio.create_task(_suffer(plan, target, processes))
-            reports = await processes.reports(watch)
-            seconds = time.monotonic() - began
-            await suffering
+            try:
+                reports = await processes.reports(watch)
+                seconds = time.monotonic() - began
+                await suffering  # until the store is well again
+            finally:
+                suffering.cancel()
         await proxy.drained()
         result = Result(plan, seconds, messages=_named(proxy.faults), events=target.happened)
         operations: list[Operation] = [*target.operations]
         for report in reports:
-            if isinstance(report, str):
-                raise Failed(report)
             operations += report.operations
             for what, count in report.counts.items():
                 (result.surprises if what[0].isupper() else result.told)[what] += count
@@ -116,17 +119,23 @@ async def _suffer(plan: Plan, target: SingleServer, processes: _Processes) -> No
     """Have the store suffer what is planned, for as long as the clients are at work."""
     chance = plan.random("suffering")
     for event in plan.events():
-        while processes.done < event.after:  # noqa: ASYNC110  another process counts
+        while processes.done < event.after:
+            if processes.have_ended:
+                return
             await asyncio.sleep(_LOOK)
-        if processes.done < plan.commits:
-            await target.suffer(event, chance)
+        await target.suffer(event, chance)
 
 
 class _Processes:
-    """The processes of clients."""
+    """The processes of clients.
+
+    Attributes:
+        have_ended: all have sent their reports.
+    """
 
     def __init__(self, plan: Plan, url: str, board: SharedBoard) -> None:
         context = multiprocessing.get_context("spawn")
+        self.have_ended = False
         self._progress: Any = context.Array(ctypes.c_uint64, plan.processes, lock=False)
         self._pipes = [context.Pipe(duplex=False) for _ in range(plan.processes)]
         self._processes = [
@@ -146,28 +155,43 @@ class _Processes:
         for process, (_, sender) in zip(self._processes, self._pipes, strict=True):
             await asyncio.to_thread(process.start)
             sender.close()  # or its end would not be seen
+        self._receiving = {asyncio.create_task(_received(pipe)) for pipe, _ in self._pipes}
         return self
 
     async def __aexit__(self, *details: object) -> None:
-        for process, (receiver, _) in zip(self._processes, self._pipes, strict=True):
+        for process in self._processes:
             process.kill()  # they have sent their reports, or never will
             await asyncio.to_thread(process.join)
             process.close()
+        await asyncio.gather(*self._receiving, return_exceptions=True)
+        for receiver, _ in self._pipes:
             receiver.close()
 
-    async def reports(self, watch: Callable[[int], None]) -> list[Report]:
-        """Wait for all to end, and return what they say."""
-        receiving = [asyncio.to_thread(receiver.recv) for receiver, _ in self._pipes]
-        reports = asyncio.ensure_future(asyncio.gather(*receiving))
-        last, since = -1, time.monotonic()
-        while not reports.done():
-            await asyncio.wait([reports], timeout=_LOOK * 10)
+    async def reports(self, watch: Callable[[int], None]) -> list[Diary]:
+        """Wait for all to end, and return what they say.
+
+        Raises:
+            Failed: one of them has, or they got stuck.
+        """
+        waiting, last, since = self._receiving, -1, time.monotonic()
+        while waiting:
+            ended, waiting = await asyncio.wait(waiting, timeout=_LOOK * 10)
+            for one in ended:
+                one.result()  # the first failure is enough
             watch(self.done)
             if self.done != last:
                 last, since = self.done, time.monotonic()
             elif time.monotonic() > since + _PATIENCE:
                 raise Failed(f"nothing but {last} commits for {_PATIENCE:g} seconds")
-        try:
-            return list(await reports)
-        except EOFError:
-            raise Failed("a process of clients ended without a report") from None
+        self.have_ended = True
+        return [one.result() for one in self._receiving]
+
+
+async def _received(receiver: Connection) -> Diary:
+    try:
+        report: Report = await asyncio.to_thread(receiver.recv)
+    except EOFError:
+        raise Failed("a process of clients ended without a report") from None
+    if isinstance(report, str):
+        raise Failed(report)
+    return report

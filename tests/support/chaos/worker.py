@@ -31,8 +31,8 @@ Report = Diary | str
 """What a process sends when it has ended: what its clients did, or the traceback of a failure."""
 
 _RECORD = 96  # bytes of a board's record, which are a name, a space and an id
-_LANES = 6  # managers for tasks in a process, each with a connection of its own
-_CONNECTIONS = 10  # of a manager for threads
+_LANES = 8  # managers for tasks in a process, each with a connection of its own
+_CONNECTIONS = 16  # of a manager for threads
 _CANCELLED = 0.03  # of the calls of tasks
 _TURNS = 24  # of the event loop: most calls have been answered by then
 _LATEST = 0.02  # seconds after which a call is cancelled that is given time
