@@ -129,6 +129,7 @@ WRONG: dict[str, tuple[Rule, History]] = {
     "two copies": (Rule.SPLIT, history(final=[{}, {}])),
     "two successors": (
         Rule.SPLIT, history(rotate("id0", "id1", 10, 20), rotate("id0", "id2", 10, 20))),
+    "damaged": (Rule.DAMAGED, history(append("a", 10, 20, Outcome.UNREADABLE))),
 }  # fmt: skip
 
 
@@ -203,6 +204,7 @@ BREAKING: dict[Rule, Callable[[History], History]] = {
     Rule.REVIVED: lambda good: after(good, destroy(0, 0), append("late", 0, 0)),
     Rule.PLANTED: lambda good: after(good, rotate("x", "y", 0, 0),
                                      read(good.final["s"][0], 0, 0, "x")),
+    Rule.DAMAGED: lambda good: more(good, append("a", 0, 0, Outcome.UNREADABLE)),
     Rule.SPLIT: lambda good: History(good.operations, {"s": good.final["s"] * 2}),
 }  # fmt: skip
 

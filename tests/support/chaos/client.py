@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from asyncsession import (
     CommitOutcomeUnknown,
+    InvalidSessionData,
     Session,
     SessionConflict,
     SessionGone,
@@ -25,10 +26,16 @@ from support.history import Copy, Kind, Operation, Outcome
 
 __all__ = ["POLICIES", "Board", "Client", "Diary", "Do", "Interrupted"]
 
+
+def _added(base: Any, ours: Any, theirs: Any) -> int:
+    base, ours, theirs = (0 if one is merge.MISSING else one for one in (base, ours, theirs))
+    return int(ours + theirs - base)
+
+
 POLICIES: dict[str, Any] = {
     "log": merge.append,
     "n": merge.counter,
-    "sum": lambda base, ours, theirs: ours + theirs - base,
+    "sum": _added,
 }
 
 Effect = tuple[Kind, str, Any]
@@ -37,7 +44,8 @@ Effect = tuple[Kind, str, Any]
 _PRINCIPALS = 4
 _BACK_OFF = 0.05, 0.15  # seconds to wait after a refusal
 _TRIES = 3
-_LOOKED_AT = 0.4  # of the sessions that are loaded: the rest of a run's time is for commits
+_SLOW, _LONGEST_THOUGHT = 0.1, 0.1  # of the requests, and their seconds between load and save
+_LOOKED_AT = 0.3  # of the sessions that are loaded: the rest of a run's time is for commits
 
 
 class Do(NamedTuple):
@@ -135,20 +143,26 @@ class Client:
             yield from self._rotate(slot, name, session)
         elif chance < 0.10:
             yield from self._update(name, session.id)
-        elif chance < 0.12:
-            yield from self._visit()
         elif chance < 0.13:
+            yield from self._visit()
+        elif chance < 0.14:
             yield from self._destroy(name, session)
-        elif chance < 0.133:
+        elif chance < 0.143:
             yield from self._destroy_all()
         else:
-            if chance < 0.16:
+            if chance < 0.17:
                 yield from self._refresh(name, session)
+            if chance > 1 - _SLOW:
+                yield Do("wait", (self._rng.uniform(0, _LONGEST_THOUGHT),))
             yield from self._commit(name, session, "save")
 
     def _load(self, name: str, session_id: str) -> Generator[Do, Any, Session]:
         began = _now()
-        session: Session = yield Do("load", (session_id,))
+        try:
+            session: Session = yield Do("load", (session_id,))
+        except InvalidSessionData:
+            self._did(name, Kind.READ, began, Outcome.UNREADABLE)
+            raise Missing from None
         if session.is_new:
             self._saw(name, began, None, session_handle(session_id))
             raise Missing
@@ -164,6 +178,8 @@ class Client:
             self._saw(name, began, None, "")  # it follows rotations, so these are no excuse
         except (StoreUnavailable, Interrupted):
             pass
+        except InvalidSessionData:
+            self._did(name, Kind.READ, began, Outcome.UNREADABLE)
         else:
             if not session.is_stale:  # which is shown nothing of its successor
                 self._saw(name, began, _copy(session), session.handle)
@@ -229,14 +245,15 @@ class Client:
     def _change(self, session: Session, mark: str) -> list[Effect]:
         amount = self._rng.choice((1, 2, -1))
         effects = [(Kind.APPEND, "log", mark), (Kind.ADD, "n", amount)]
-        session["log"].append(mark)
-        session["n"] += amount
+        # Of a mutant's session anything may be missing.
+        session.setdefault("log", []).append(mark)
+        session["n"] = session.get("n", 0) + amount
         if self._has_own:
             effects.append((Kind.OWN, f"own:{self._name}", mark))
             session[f"own:{self._name}"] = mark
         if self._rng.random() < 0.2:
             effects.append((Kind.ADD, "sum", amount))
-            session["sum"] += amount
+            session["sum"] = session.get("sum", 0) + amount
         return effects
 
     def _update(self, name: str, session_id: str) -> Generator[Do, Any, None]:
@@ -245,8 +262,8 @@ class Client:
         def change(session: Session) -> None:
             if session.is_new:
                 raise Missing
-            session["stock"] -= 1
-            session["log"].append(mark)
+            session["stock"] = session.get("stock", 0) - 1
+            session.setdefault("log", []).append(mark)
 
         try:
             yield Do("update", (session_id, change))
@@ -259,6 +276,8 @@ class Client:
             outcome = Outcome.UNKNOWN
         except SessionGone:
             outcome = Outcome.GONE
+        except InvalidSessionData:
+            outcome = Outcome.UNREADABLE
         except (StoreUnavailable, SessionConflict):
             outcome = Outcome.FAILED
         self._did(name, Kind.APPEND, began, outcome, "log", mark, mark)
@@ -292,6 +311,8 @@ class Client:
                     break
             except SessionGone:
                 return Outcome.GONE
+            except InvalidSessionData:
+                return Outcome.UNREADABLE
             except (StoreUnavailable, SessionConflict):
                 # A commit that is not known to be done or not remembers that; a destroy does not.
                 return Outcome.UNKNOWN if is_unsure and verb == "destroy" else Outcome.FAILED
@@ -335,7 +356,7 @@ class Client:
 
 
 def _copy(session: Session) -> Copy:
-    return {**session, "log": list(session["log"])}
+    return {**session, "log": list(session.get("log", ()))}
 
 
 def _now() -> int:

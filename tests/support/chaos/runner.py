@@ -95,13 +95,14 @@ async def run(plan: Plan, watch: Callable[[int], None] = lambda _: None) -> Resu
                 suffering.cancel()
         await proxy.drained()
         result = Result(plan, seconds, messages=_named(proxy.faults), events=target.happened)
-        operations: list[Operation] = [*target.operations]
+        final = await target.final()
+        operations: list[Operation] = target.operations
         for report in reports:
             operations += report.operations
             for what, count in report.counts.items():
                 (result.surprises if what[0].isupper() else result.told)[what] += count
         result.operations = len(operations)
-        result.violations = check(History(operations, await target.final()))
+        result.violations = check(History(operations, final))
         return result
 
 

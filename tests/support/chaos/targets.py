@@ -11,6 +11,7 @@ from typing import Self
 
 from redis.asyncio import Redis
 
+from asyncsession import InvalidSessionData
 from asyncsession.blob import HEADER_BYTES, Log
 from asyncsession.ids import session_handle, store_key
 from support.chaos.plan import Event, Plan
@@ -132,10 +133,16 @@ class SingleServer:
         async with self._client() as redis:
             async for key in redis.scan_iter(f"{PREFIX}:*", count=1000, _type="string"):
                 blob = await _live(redis, key)
-                if blob is not None:
+                if blob is None:
+                    continue
+                try:
                     log = _log(blob)
                     copy = {name: log.value(name) for name in log.keys()}  # noqa: SIM118
-                    found[copy["name"]].append(copy)
+                except InvalidSessionData:
+                    damaged = Operation("nobody", key, Kind.READ, 0, 0, Outcome.UNREADABLE)
+                    self.operations.append(damaged)
+                else:
+                    found[copy.get("name", key)].append(copy)
         return dict(found)
 
 

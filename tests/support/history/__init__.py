@@ -1,6 +1,7 @@
 """Histories of what clients did to sessions and were told, and a checker of what has to be true."""
 
 from support.history.model import (
+    LOSSES,
     Copy,
     History,
     Kind,
@@ -11,4 +12,14 @@ from support.history.model import (
 )
 from support.history.rules import check
 
-__all__ = ["Copy", "History", "Kind", "Operation", "Outcome", "Rule", "Violation", "check"]
+__all__ = [
+    "LOSSES",
+    "Copy",
+    "History",
+    "Kind",
+    "Operation",
+    "Outcome",
+    "Rule",
+    "Violation",
+    "check",
+]

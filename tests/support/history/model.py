@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-__all__ = ["Copy", "History", "Kind", "Operation", "Outcome", "Rule", "Violation"]
+__all__ = ["LOSSES", "Copy", "History", "Kind", "Operation", "Outcome", "Rule", "Violation"]
 
 Copy = Mapping[str, Any]
 """What a session held: key to value."""
@@ -42,6 +42,8 @@ class Outcome(StrEnum):
     GONE = "gone"
     """There was no such session any more. If an earlier answer was lost, it may have been done, and
     seen by others until the session ended."""
+    UNREADABLE = "unreadable"
+    """What is stored is damaged."""
     UNKNOWN = "unknown"
     """It is done once or not at all, and perhaps later."""
 
@@ -104,6 +106,7 @@ class Rule(StrEnum):
     REVIVED = "a commit was acknowledged that began after the end was"
     PLANTED = "an id that was rotated away loads the session"
     SPLIT = "a session is there twice"
+    DAMAGED = "what is stored cannot be read"
 
 
 class Violation(NamedTuple):
@@ -115,3 +118,7 @@ class Violation(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.rule.name} in session {self.session}: {self.rule}: {self.details}"
+
+
+LOSSES = frozenset(Rule) - {Rule.DUPLICATED, Rule.PHANTOM, Rule.TORN, Rule.SPLIT, Rule.DAMAGED}
+"""What may be seen where a store has lost writes that it had acknowledged."""

@@ -56,7 +56,8 @@ class _View:
         for operation in operations:
             self.by_kind[operation.kind].append(operation)
         self.final = final
-        self.reads = self.by_kind[Kind.READ]
+        self.damaged = [one for one in operations if one.outcome is Outcome.UNREADABLE]
+        self.reads = [one for one in self.by_kind[Kind.READ] if one.outcome is _ACK]
         self.ends = [*self.by_kind[Kind.DESTROY], *self._swept(sweeps)]
         self.ends = [end for end in self.ends if end.outcome is not Outcome.FAILED]
         last = Operation("", name, Kind.READ, _END, _END, Outcome.ACKNOWLEDGED)
@@ -76,6 +77,8 @@ class _View:
     def violations(self) -> Iterator[Violation]:
         if len(self.final) > 1:
             yield self._violation(Rule.SPLIT, f"{len(self.final)} live copies")
+        for operation in self.damaged:
+            yield self._violation(Rule.DAMAGED, _what(operation))
         yield from self._lives()
         yield from self._ids()
         appends = _by_key(self.by_kind[Kind.APPEND])
