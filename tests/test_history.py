@@ -117,8 +117,9 @@ WRONG: dict[str, tuple[Rule, History]] = {
     "gone, though nobody could end it": (Rule.VANISHED, history(destroy(10, 20, FAILED), final=[])),
     "gone with another's id": (
         Rule.VANISHED, history(rotate("id0", "id1", 10, 20), read(None, 30, 40, "id1"))),
-    "gone and back": (
-        Rule.FLICKERED,
+    "gone and back": (Rule.FLICKERED, history(read(None, 10, 20), read({}, 30, 40))),
+    "ended, and back": (
+        Rule.RESURRECTED,
         history(destroy(10, 20, UNKNOWN), read(None, 12, 14), read({}, 30, 40))),
     "back after its end": (Rule.RESURRECTED, history(destroy(10, 20))),
     "seen after its end": (Rule.RESURRECTED, history(destroy(10, 20), read({}, 30, 40), final=[])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from support.faults import Fault
 
 __all__ = ["CLIENT", "DEFAULT", "EVENTS", "MESSAGES", "TARGETS", "Event", "Plan"]
 
-TARGETS = ("valkey9", "redis8", "redis-system")
+TARGETS = ("valkey9", "redis8", "redis-system", "cluster", "sentinel")
 
 # Those that cost a whole call's patience are rarer, so that the clients get on.
 MESSAGES = {
@@ -33,13 +34,16 @@ EVENTS = {
     "readonly": 3000,
     "evict": 300,
     "rewind": 40,
+    "handover": 1500,
+    "reshard": 300,
+    "failover": 4000,
 }
-"""What happens to the server, and once in about how many commits."""
+"""What happens to servers, and once in about how many commits. Not every target knows all."""
 
 CLIENT = ("cancel", "clock", "exhausted")
 """What clients do to themselves, or have done to them."""
 
-LOSING = ("rewind",)
+LOSING = ("rewind", "failover")
 """Faults after which an acknowledged write may be missing, and rightly so."""
 
 DEFAULT = tuple(fault for fault in (*MESSAGES, *EVENTS, *CLIENT) if fault not in LOSING)
@@ -95,12 +99,17 @@ class Plan:
         named = (MESSAGES[name] for name in self.faults if name in MESSAGES)
         return [fault for fault, weight in named for _ in range(weight)]
 
-    def events(self) -> list[Event]:
-        """Return what happens to the server, in order."""
+    @property
+    def loses(self) -> bool:
+        """Whether acknowledged writes may be missing in the end."""
+        return bool({*LOSING} & {*self.faults})
+
+    def events(self, known: Container[str]) -> list[Event]:
+        """Return what happens to a server that knows so many faults, in order."""
         rng = self.random("events")
         events = []
         for fault in self.faults:
-            if fault in EVENTS:
+            if fault in EVENTS and fault in known:
                 count = max(1, self.commits // EVENTS[fault])
                 for _ in range(count):
                     after = rng.randrange(self.commits // 20, 1 + self.commits * 9 // 10)

@@ -7,7 +7,8 @@ import ctypes
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from random import Random
@@ -15,10 +16,11 @@ from typing import Any, Self
 
 from support.chaos.client import Diary
 from support.chaos.plan import MESSAGES, Plan
-from support.chaos.targets import SingleServer
+from support.chaos.targets import Target
+from support.chaos.topologies import target_of
 from support.chaos.worker import Report, SharedBoard, main
 from support.faults import Fault, seeded
-from support.history import History, Operation, Violation, check
+from support.history import LOSSES, History, Kind, Operation, Outcome, Violation, check
 from support.proxy import FaultProxy
 
 __all__ = ["Failed", "Result", "run"]
@@ -44,6 +46,9 @@ class Result:
         events: how often each fault of the server happened.
         operations: in the history, reads included.
         violations: of the rules.
+        losses: where the plan has faults that lose acknowledged writes, what was seen of that, by
+            the names of the rules.
+        refused: after each failover, for how many seconds commits to some session were refused.
     """
 
     plan: Plan
@@ -54,6 +59,8 @@ class Result:
     events: Counter[str] = field(default_factory=Counter)
     operations: int = 0
     violations: list[Violation] = field(default_factory=list)
+    losses: Counter[str] = field(default_factory=Counter)
+    refused: list[float] = field(default_factory=list)
 
     @property
     def commits(self) -> int:
@@ -78,14 +85,14 @@ async def run(plan: Plan, watch: Callable[[int], None] = lambda _: None) -> Resu
         Failed: a client met what it must not meet, or got stuck.
     """
     board = SharedBoard(plan.sessions)
-    delays = plan.random("delays")
-    decide = seeded(plan.seed, plan.rate if plan.messages() else 0, plan.messages())
-    async with (
-        SingleServer(plan, board) as target,
-        FaultProxy(target.port, decide, delay=lambda: _delay(delays)) as proxy,
-    ):
+    async with AsyncExitStack() as stack:
+        target = await stack.enter_async_context(target_of(plan)(plan, board))
+        proxy: FaultProxy | None = None
+        if target.port is not None:
+            proxy = await stack.enter_async_context(_network(plan, target.port))
         began = time.monotonic()
-        async with _Processes(plan, proxy.url, board) as processes:
+        url = proxy.url if proxy else target.url
+        async with _Processes(plan, url, board) as processes:
             suffering = asyncio.create_task(_suffer(plan, target, processes))
             try:
                 reports = await processes.reports(watch)
@@ -93,17 +100,47 @@ async def run(plan: Plan, watch: Callable[[int], None] = lambda _: None) -> Resu
                 await suffering  # until the store is well again
             finally:
                 suffering.cancel()
-        await proxy.drained()
-        result = Result(plan, seconds, messages=_named(proxy.faults), events=target.happened)
-        final = await target.final()
-        operations: list[Operation] = target.operations
-        for report in reports:
-            operations += report.operations
-            for what, count in report.counts.items():
-                (result.surprises if what[0].isupper() else result.told)[what] += count
-        result.operations = len(operations)
-        result.violations = check(History(operations, final))
-        return result
+        if proxy:
+            await proxy.drained()
+        final = await asyncio.to_thread(target.final)
+        result = Result(plan, seconds, events=target.happened)
+        result.messages = _named(proxy.faults) if proxy else Counter()
+    operations: list[Operation] = target.operations
+    for report in reports:
+        operations += report.operations
+        for what, count in report.counts.items():
+            (result.surprises if what[0].isupper() else result.told)[what] += count
+    result.operations = len(operations)
+    found = check(History(operations, final))
+    allowed = LOSSES if plan.loses else frozenset()
+    result.losses = Counter(one.rule.name for one in found if one.rule in allowed)
+    result.violations = [one for one in found if one.rule not in allowed]
+    result.refused = [refused(operations, crash) for crash in target.crashes]
+    return result
+
+
+def refused(operations: Iterable[Operation], crash: int) -> float:
+    """Return for how many seconds after a crash no commit to some session was acknowledged.
+
+    Args:
+        operations: of a history.
+        crash: when that was.
+    """
+    before: set[str] = set()
+    after: dict[str, float] = {}
+    for one in operations:
+        if one.kind is Kind.APPEND and one.outcome is Outcome.ACKNOWLEDGED:
+            if one.ended < crash:
+                before.add(one.session)
+            elif one.began > crash:
+                after[one.session] = min(one.ended, after.get(one.session, one.ended))
+    return max((after[name] - crash for name in before & {*after}), default=0) / 1e9
+
+
+def _network(plan: Plan, port: int) -> FaultProxy:
+    delays, faults = plan.random("delays"), plan.messages()
+    decide = seeded(plan.seed, plan.rate if faults else 0, faults)
+    return FaultProxy(port, decide, delay=lambda: _delay(delays))
 
 
 def _delay(chance: Random) -> float:
@@ -116,10 +153,10 @@ def _named(faults: Counter[Fault]) -> Counter[str]:
     return Counter({names[fault]: count for fault, count in faults.items()})
 
 
-async def _suffer(plan: Plan, target: SingleServer, processes: _Processes) -> None:
+async def _suffer(plan: Plan, target: Target, processes: _Processes) -> None:
     """Have the store suffer what is planned, for as long as the clients are at work."""
     chance = plan.random("suffering")
-    for event in plan.events():
+    for event in plan.events(target.faults):
         while processes.done < event.after:
             if processes.have_ended:
                 return

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
-from time import monotonic_ns, time_ns
-from typing import Self
+from time import monotonic_ns, sleep, time
+from typing import ClassVar, Self
 
-from redis.asyncio import Redis
+from redis import Redis
 
 from asyncsession import InvalidSessionData
 from asyncsession.blob import HEADER_BYTES, Log
@@ -19,7 +19,7 @@ from support.chaos.worker import PREFIX, SharedBoard
 from support.history import Copy, Kind, Operation, Outcome
 from support.servers import Server
 
-__all__ = ["SingleServer"]
+__all__ = ["SingleServer", "Target"]
 
 _KEEP = "if not blob or string.sub(blob, 4, 12) ~= string.sub(ARGV[1], 4, 12) then return 0 end"
 _END = f"local blob = redis.call('GET', KEYS[1]) {_KEEP} return redis.call('DEL', KEYS[1])"
@@ -33,122 +33,167 @@ session that disappears without a trace could be made again by such a copy; the 
 keep it for longer."""
 
 
-class SingleServer:
-    """One server that has written everything to disk before it answers.
+class Target:
+    """A store. What happens to it is a method each, which blocks and is named after the fault.
 
     Attributes:
+        url: for the managers.
+        port: that of the one server there is, for a faulty network before it; None if there are
+            several.
         happened: how often each fault did.
+        crashes: when (`monotonic_ns`) a master was killed for others to take its place.
         operations: of the history, that are no client's.
     """
 
+    url: str
+    port: int | None = None
+    faults: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, plan: Plan, board: SharedBoard) -> None:
         self.happened: Counter[str] = Counter()
+        self.crashes: list[int] = []
         self.operations: list[Operation] = []
-        self._server = Server(plan.target, appendonly="yes", appendfsync="always")
         self._board = board
         self._slots = plan.sessions
         self._straggling = _STRAGGLING if {"twice", "late"} & set(plan.faults) else 0.0
 
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return self._server.port
+    def start(self) -> None:
+        """Start all there is, and wait until it is well."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End all there is."""
+        raise NotImplementedError
+
+    def masters(self) -> list[Server]:
+        """Return the servers that hold the sessions."""
+        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._server.start)
+        try:
+            await asyncio.to_thread(self.start)
+        except BaseException:
+            await asyncio.to_thread(self.close)
+            raise
         return self
 
     async def __aexit__(self, *details: object) -> None:
-        await asyncio.to_thread(self._server.close)
+        await asyncio.to_thread(self.close)
 
     async def suffer(self, event: Event, chance: Random) -> None:
         """Have something happen; return when it is over."""
-        if event.fault == "kill":
-            await asyncio.to_thread(self._server.kill)
-            await asyncio.sleep(event.seconds / 2)
-            await asyncio.to_thread(self._server.start)
-            self.happened["kill"] += 1
-            return
-        async with self._client() as redis:
-            done = await getattr(self, f"_{event.fault}")(redis, event.seconds, chance)
+        method: Callable[[float, Random], bool | None] = getattr(self, f"_{event.fault}")
+        done = await asyncio.to_thread(method, event.seconds, chance)
         self.happened[event.fault] += done is not False
 
-    def _client(self) -> Redis:
-        return Redis(unix_socket_path=str(self._server.config["unixsocket"]))
+    def final(self) -> dict[str, list[Copy]]:
+        """Return all live sessions by their names."""
+        found: defaultdict[str, list[Copy]] = defaultdict(list)
+        for master in self.masters():
+            with _binary(master) as redis:
+                for key in redis.scan_iter(f"{PREFIX}:*", count=1000, _type="string"):
+                    blob = _live(redis, key)
+                    if blob is None:
+                        continue
+                    try:
+                        log = _log(blob)
+                        copy = {name: log.value(name) for name in log.keys()}  # noqa: SIM118
+                    except InvalidSessionData:
+                        damaged = Operation("nobody", str(key), Kind.READ, 0, 0, Outcome.UNREADABLE)
+                        self.operations.append(damaged)
+                    else:
+                        found[copy.get("name", str(key))].append(copy)
+        return dict(found)
 
-    async def _reset(self, redis: Redis, _seconds: float, _chance: Random) -> None:
-        await redis.client_kill_filter(_type="normal", skipme=True)
+    def _reset(self, _seconds: float, chance: Random) -> None:
+        chance.choice(self.masters()).run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
-    async def _flush(self, redis: Redis, _seconds: float, _chance: Random) -> None:
-        await redis.script_flush()
+    def _flush(self, _seconds: float, chance: Random) -> None:
+        chance.choice(self.masters()).run("SCRIPT", "FLUSH")
 
-    async def _pause(self, redis: Redis, seconds: float, _chance: Random) -> None:
-        await redis.client_pause(int(seconds * 1000))
+    def _pause(self, seconds: float, chance: Random) -> None:
+        chance.choice(self.masters()).run("CLIENT", "PAUSE", int(seconds * 1000))
 
-    async def _memory(self, redis: Redis, seconds: float, _chance: Random) -> None:
-        await redis.config_set("maxmemory", "1")
-        await asyncio.sleep(seconds)
-        await redis.config_set("maxmemory", "0")
+    def _memory(self, seconds: float, chance: Random) -> None:
+        server = chance.choice(self.masters())
+        server.run("CONFIG", "SET", "maxmemory", 1)
+        sleep(seconds)
+        server.run("CONFIG", "SET", "maxmemory", 0)
 
-    async def _readonly(self, redis: Redis, seconds: float, _chance: Random) -> None:
-        await redis.replicaof("127.0.0.1", "1")  # where no master is
-        await asyncio.sleep(seconds)
-        await redis.replicaof("NO", "ONE")
 
-    async def _evict(self, redis: Redis, _seconds: float, chance: Random) -> bool:
+class SingleServer(Target):
+    """One server that has written everything to disk before it answers."""
+
+    faults = ("reset", "kill", "flush", "pause", "memory", "readonly", "evict", "rewind")
+
+    def __init__(self, plan: Plan, board: SharedBoard) -> None:
+        super().__init__(plan, board)
+        self._server = Server(plan.target, appendonly="yes", appendfsync="always")
+
+    def start(self) -> None:
+        """Start the server."""
+        self._server.start()
+        self.url, self.port = self._server.url, self._server.port
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.close()
+
+    def masters(self) -> list[Server]:
+        """Return the server."""
+        return [self._server]
+
+    def _kill(self, seconds: float, _chance: Random) -> None:
+        self._server.kill()
+        sleep(seconds / 2)
+        self._server.start()
+
+    def _readonly(self, seconds: float, _chance: Random) -> None:
+        self._server.run("REPLICAOF", "127.0.0.1", 1)  # where no master is
+        sleep(seconds)
+        self._server.run("REPLICAOF", "NO", "ONE")
+
+    def _evict(self, _seconds: float, chance: Random) -> bool:
         """Remove a session as its idle timeout would, without a tombstone."""
-        for key in self._keys(chance):
-            began, found = monotonic_ns(), await _live(redis, key)
-            if found is None:
-                continue
-            log = _log(found)
-            if log.created / 1000 > time_ns() / 1e9 - self._straggling:
-                continue
-            if not await redis.eval(_END, 1, key, found):
-                continue
-            name, ended = log.value("name"), monotonic_ns()
-            self.operations.append(
-                Operation("nobody", name, Kind.DESTROY, began, ended, Outcome.ACKNOWLEDGED)
-            )
-            return True
+        with _binary(self._server) as redis:
+            for key in self._keys(chance):
+                began, blob = monotonic_ns(), _live(redis, key)
+                if blob is None:
+                    continue
+                log = _log(blob)
+                if log.created / 1000 > time() - self._straggling:
+                    continue
+                if redis.eval(_END, 1, key, blob):
+                    name, ended = log.value("name"), monotonic_ns()
+                    self.operations.append(
+                        Operation("nobody", name, Kind.DESTROY, began, ended, Outcome.ACKNOWLEDGED)
+                    )
+                    return True
         return False
 
-    async def _rewind(self, redis: Redis, seconds: float, chance: Random) -> bool:
+    def _rewind(self, seconds: float, chance: Random) -> bool:
         """Put a session back to what it was a little before, as a failover would."""
         key = next(self._keys(chance), "")
-        found = await _live(redis, key)
-        if found is None:
-            return False
-        await asyncio.sleep(seconds / 20)
-        return bool(await redis.eval(_REWIND, 1, key, found))
+        with _binary(self._server) as redis:
+            blob = _live(redis, key)
+            if blob is None:
+                return False
+            sleep(seconds / 20)
+            return bool(redis.eval(_REWIND, 1, key, blob))
 
     def _keys(self, chance: Random) -> Iterator[str]:
         slots = chance.sample(range(self._slots), self._slots)
         ids = (self._board.get(slot)[1] for slot in slots)
         return (store_key(PREFIX, session_handle(one)) for one in ids if one)
 
-    async def final(self) -> dict[str, list[Copy]]:
-        """Return all live sessions by their names."""
-        found: defaultdict[str, list[Copy]] = defaultdict(list)
-        async with self._client() as redis:
-            async for key in redis.scan_iter(f"{PREFIX}:*", count=1000, _type="string"):
-                blob = await _live(redis, key)
-                if blob is None:
-                    continue
-                try:
-                    log = _log(blob)
-                    copy = {name: log.value(name) for name in log.keys()}  # noqa: SIM118
-                except InvalidSessionData:
-                    damaged = Operation("nobody", key, Kind.READ, 0, 0, Outcome.UNREADABLE)
-                    self.operations.append(damaged)
-                else:
-                    found[copy.get("name", key)].append(copy)
-        return dict(found)
+
+def _binary(server: Server) -> Redis:
+    return Redis(unix_socket_path=str(server.config["unixsocket"]))
 
 
-async def _live(redis: Redis, key: str) -> bytes | None:
+def _live(redis: Redis, key: str | bytes) -> bytes | None:
     """Return what is stored of a live session."""
-    blob = await redis.get(key)
+    blob = redis.get(key)
     assert blob is None or isinstance(blob, bytes)
     return blob if blob and blob[3:4] == b"L" else None
 

@@ -101,8 +101,8 @@ class Rule(StrEnum):
     TORN = "a commit took effect in part"
     OVERWRITTEN = "a key with one writer has a value that this writer had replaced"
     VANISHED = "a session is gone that nobody ended"
-    FLICKERED = "a session was gone, and later there again"
-    RESURRECTED = "a session was there after its end was acknowledged"
+    FLICKERED = "a session that nobody ended was gone, and later there again"
+    RESURRECTED = "a session was there after its end was acknowledged, or seen"
     REVIVED = "a commit was acknowledged that began after the end was"
     PLANTED = "an id that was rotated away loads the session"
     SPLIT = "a session is there twice"
@@ -120,5 +120,7 @@ class Violation(NamedTuple):
         return f"{self.rule.name} in session {self.session}: {self.rule}: {self.details}"
 
 
-LOSSES = frozenset(Rule) - {Rule.DUPLICATED, Rule.PHANTOM, Rule.TORN, Rule.SPLIT, Rule.DAMAGED}
+LOSSES = frozenset(Rule) - {
+    Rule.DUPLICATED, Rule.PHANTOM, Rule.TORN, Rule.FLICKERED, Rule.SPLIT, Rule.DAMAGED,
+}  # fmt: skip
 """What may be seen where a store has lost writes that it had acknowledged."""

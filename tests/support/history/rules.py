@@ -102,11 +102,15 @@ class _View:
         asked = min((create.began for create in possible), default=inf)
         over = min((end.ended for end in self.ends if end.outcome is _ACK), default=inf)
         ending = min((end.began for end in self.ends), default=inf)
-        for read in self.seen:
+        missed = inf
+        for read in sorted(self.seen, key=lambda one: one.ended):
             at = _when(read)
             if read.value is None:
                 if made < read.began and ending > read.ended and not self._is_rotated(read):
+                    missed = min(missed, read.ended)
                     yield self._violation(Rule.VANISHED, at)
+            elif read.began > missed:
+                yield self._violation(Rule.FLICKERED, at)
             elif read.began > over:
                 yield self._violation(Rule.RESURRECTED, at)
             elif asked > read.ended:
@@ -148,7 +152,7 @@ class _View:
             absent = min(absences, default=inf)
             for read in reads:
                 if read.value is not None and read.began > absent:
-                    yield self._violation(Rule.FLICKERED, _when(read))
+                    yield self._violation(Rule.RESURRECTED, f"gone before, {_when(read)}")
 
     def _lists(self, key: str, appends: Sequence[Operation]) -> Iterator[Violation]:
         """Each item is there once if acknowledged, at most once if unknown, and in one order."""
@@ -173,7 +177,7 @@ class _View:
                     yield self._violation(Rule.PHANTOM, f"{what} in {at}")
             if len(items) < needed[bisect_left(sure_ends, read.began)]:
                 held, due = set(items), sure[: bisect_left(sure_ends, read.began)]
-                for missing in [one for one in due if one.value not in held][:3]:
+                for missing in [one for one in due if one.value not in held]:
                     rule = Rule.LOST if read.began == _END else Rule.STALE
                     yield self._violation(rule, f"{_what(missing)} in {at}")
 
