@@ -278,7 +278,8 @@ class Client:
             outcome = Outcome.GONE
         except InvalidSessionData:
             outcome = Outcome.UNREADABLE
-        except (StoreUnavailable, SessionConflict):
+        except (StoreUnavailable, SessionConflict) as error:
+            self._surprised(error)
             outcome = Outcome.FAILED
         self._did(name, Kind.APPEND, began, outcome, "log", mark, mark)
         self._did(name, Kind.ADD, began, outcome, "stock", -1, mark)
@@ -313,7 +314,8 @@ class Client:
                 return Outcome.GONE
             except InvalidSessionData:
                 return Outcome.UNREADABLE
-            except (StoreUnavailable, SessionConflict):
+            except (StoreUnavailable, SessionConflict) as error:
+                self._surprised(error)
                 # A commit that is not known to be done or not remembers that; a destroy does not.
                 return Outcome.UNKNOWN if is_unsure and verb == "destroy" else Outcome.FAILED
             else:

@@ -50,6 +50,8 @@ def as_record(result: Result) -> Record:
         "surprises": dict(result.surprises),
         "messages": dict(result.messages),
         "events": dict(result.events),
+        "losses": dict(result.losses),
+        "refused": [round(seconds, 2) for seconds in result.refused],
         "violations": [str(violation) for violation in result.violations[:20]],
         "replay": plan.command(),
     }
@@ -58,7 +60,9 @@ def as_record(result: Result) -> Record:
 def markdown(ran_on: Record, records: Sequence[Record]) -> str:
     """Return a page about all runs."""
     servers = ", ".join(f"{name} {number}" for name, number in ran_on["servers"].items())
-    totals = {part: Counter[str]() for part in ("told", "surprises", "messages", "events")}
+    totals = {
+        part: Counter[str]() for part in ("told", "surprises", "messages", "events", "losses")
+    }
     for record in records:
         for part, counter in totals.items():
             counter.update(record[part])
@@ -66,11 +70,12 @@ def markdown(ran_on: Record, records: Sequence[Record]) -> str:
     seconds = sum(record["seconds"] for record in records)
     operations = sum(record["operations"] for record in records)
     broken = [record for record in records if record["violations"]]
-    rows = [
+    rows: list[tuple[str, int | str]] = [
         ("commits acknowledged", told["acknowledged"]),
         ("commits refused, definitely", told["failed"]),
         ("commits to a session that had ended", told["gone"]),
         ("`CommitOutcomeUnknown` raised", surprises["CommitOutcomeUnknown"]),
+        ("`SessionConflict` raised", surprises["SessionConflict"]),
         ("calls cancelled by their callers", surprises["Interrupted"]),
         ("commits whose outcome stayed unknown to the client", told["unknown"]),
         ("operations checked, reads included", operations),
@@ -80,12 +85,20 @@ def markdown(ran_on: Record, records: Sequence[Record]) -> str:
         f"{len(records)} runs, {seconds / 60:.0f} minutes. Python {ran_on['python']},"
         f" {ran_on['system']}, {ran_on['cores']} cores, redis-py {ran_on['redis-py']}, {servers}."
     )
+    if refused := sorted(seconds for record in records for seconds in record["refused"]):
+        median, longest = refused[len(refused) // 2], refused[-1]
+        lost = ", ".join(f"{count:,} {what}" for what, count in totals["losses"].items())
+        rows += [
+            ("failovers", len(refused)),
+            ("acknowledged writes lost in them, and sessions for want of them", lost),
+            ("seconds without commits, median and longest", f"{median:.1f}, {longest:.1f}"),
+        ]
     lines = [
         intro,
         "",
         "| | |",
         "|---|---:|",
-        *(f"| {what} | {count:,} |" for what, count in rows),
+        *(f"| {what} | {_figure(count)} |" for what, count in rows),
         "",
         "| fault | times |",
         "|---|---:|",
@@ -96,3 +109,7 @@ def markdown(ran_on: Record, records: Sequence[Record]) -> str:
         lines += ["", f"`{record['replay']}`", ""]
         lines += [f"- {violation}" for violation in record["violations"]]
     return "\n".join(lines) + "\n"
+
+
+def _figure(count: int | str) -> str:
+    return f"{count:,}" if isinstance(count, int) else count

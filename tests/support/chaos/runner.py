@@ -20,7 +20,7 @@ from support.chaos.targets import Target
 from support.chaos.topologies import target_of
 from support.chaos.worker import Report, SharedBoard, main
 from support.faults import Fault, seeded
-from support.history import LOSSES, History, Kind, Operation, Outcome, Violation, check
+from support.history import LOSSES, History, Kind, Operation, Outcome, Rule, Violation, check
 from support.proxy import FaultProxy
 
 __all__ = ["Failed", "Result", "run"]
@@ -41,13 +41,14 @@ class Result:
         plan: what was run.
         seconds: that the clients took.
         told: how many commits were acknowledged, failed, gone and unknown.
-        surprises: exceptions that clients met which left an outcome open.
+        surprises: exceptions that clients met instead of a result, by class.
         messages: how often each fault of a message happened.
         events: how often each fault of the server happened.
         operations: in the history, reads included.
         violations: of the rules.
-        losses: where the plan has faults that lose acknowledged writes, what was seen of that, by
-            the names of the rules.
+        losses: where the plan has faults that lose acknowledged writes, how many "writes" of
+            clients are missing, and how many sessions "vanished", or were "resurrected", "revived"
+            or "planted" as the rules of these names have it, because their writes are missing.
         refused: after each failover, for how many seconds commits to some session were refused.
     """
 
@@ -113,7 +114,10 @@ async def run(plan: Plan, watch: Callable[[int], None] = lambda _: None) -> Resu
     result.operations = len(operations)
     found = check(History(operations, final))
     allowed = LOSSES if plan.loses else frozenset()
-    result.losses = Counter(one.rule.name for one in found if one.rule in allowed)
+    lost = [one for one in found if one.rule in allowed]
+    result.losses["writes"] = len({(one.session, one.missing) for one in lost if one.missing})
+    for rule in (Rule.VANISHED, Rule.RESURRECTED, Rule.REVIVED, Rule.PLANTED):
+        result.losses[rule.name.lower()] = len({one.session for one in lost if one.rule is rule})
     result.violations = [one for one in found if one.rule not in allowed]
     result.refused = [refused(operations, crash) for crash in target.crashes]
     return result

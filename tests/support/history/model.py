@@ -110,11 +110,19 @@ class Rule(StrEnum):
 
 
 class Violation(NamedTuple):
-    """One rule that was broken, and how."""
+    """One rule that was broken, and how.
+
+    Attributes:
+        rule: that was broken.
+        session: in which session.
+        details: for people.
+        missing: the item of a list that should have been there.
+    """
 
     rule: Rule
     session: str
     details: str
+    missing: str = ""
 
     def __str__(self) -> str:
         return f"{self.rule.name} in session {self.session}: {self.rule}: {self.details}"

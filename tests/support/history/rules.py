@@ -179,7 +179,8 @@ class _View:
                 held, due = set(items), sure[: bisect_left(sure_ends, read.began)]
                 for missing in [one for one in due if one.value not in held]:
                     rule = Rule.LOST if read.began == _END else Rule.STALE
-                    yield self._violation(rule, f"{_what(missing)} in {at}")
+                    details = f"{_what(missing)} in {at}"
+                    yield Violation(rule, self.name, details, str(missing.value))
 
     def _order(self, key: str) -> list[Any]:
         """Return the list as it was in the end, or when it was last seen."""
