@@ -153,7 +153,9 @@ class _Sessions:
         every: see `setup`, where it is called `watch`.
     """
 
-    def __init__(self, terms: Terms, on_error: OnError | None, every: float | None) -> None:
+    def __init__(
+        self, terms: Terms[SessionManager], on_error: OnError | None, every: float | None
+    ) -> None:
         self._terms = terms
         self._on_error = on_error
         self._every = every

@@ -11,6 +11,7 @@ from multidict import CIMultiDict
 from asyncsession.integrations.answers import Answer
 from asyncsession.integrations.exchange import UNSHARED, Closing, Exchange, Terms
 from asyncsession.integrations.watch import SESSION_ENDED, watch
+from asyncsession.manager import SessionManager
 from asyncsession.session import Session
 
 __all__ = ["Visit", "cut", "dress", "is_up", "response_of"]
@@ -56,7 +57,7 @@ class Visit:
         self._every = every
         self._watcher: asyncio.Task[None] | None = None
 
-    def visit_on(self, terms: Terms) -> Visit | None:
+    def visit_on(self, terms: Terms[SessionManager]) -> Visit | None:
         """Return the visit that serves a session on such terms already: this, or one around it."""
         if not self.is_open:
             return None

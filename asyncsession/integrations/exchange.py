@@ -3,42 +3,71 @@
 Framework-neutral: an integration makes an `Exchange` of each request, gives the application its
 session, calls `commit` before the first byte of the response leaves, and puts on it what `closing`
 says. The rules that are the same everywhere stand here and nowhere else.
+
+The rules are generators: they say which verb of the manager is to be called next, and are sent what
+it returned. An `Exchange` awaits the verbs of a `SessionManager`; a `BlockingExchange` (in
+`asyncsession.integrations.blocking`) calls those of a `SyncSessionManager`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Generator
 from contextlib import suppress
 from enum import Enum, auto
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from asyncsession.adoption import Source
 from asyncsession.errors import (
-    ConfigurationError,
     InvalidSessionData,
     SessionConflict,
     SessionGone,
     StoreUnavailable,
 )
 from asyncsession.integrations.cookies import Cookie, sent_values
+from asyncsession.integrations.terms import (
+    AnyManager,
+    Carrier,
+    Outage,
+    RawHeaders,
+    ReadThrough,
+    Terms,
+)
 from asyncsession.manager import SessionManager
 from asyncsession.session import Session
 
 __all__ = [
     "UNSHARED",
+    "Asking",
     "Carrier",
     "Closing",
     "Exchange",
     "Outage",
     "RawHeaders",
     "ReadThrough",
+    "Rules",
     "Terms",
+    "Verb",
 ]
 
-RawHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
-Outage: TypeAlias = Literal["error", "anonymous"]
+M = TypeVar("M", bound=AnyManager)
+T = TypeVar("T")
+
+
+class Verb(NamedTuple):
+    """A verb of a manager's, to be called.
+
+    Attributes:
+        name: of the method.
+        args: for it.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+
+
+Asking: TypeAlias = Generator[Verb, Any, T]
+"""Asks for verbs to be called, is sent what they return or raise, and returns a T."""
 
 UNSHARED = "private, no-cache"
 """The Cache-Control of a response that gives or takes an id, where the application sends none."""
@@ -51,73 +80,6 @@ both in so short a time. After a slower request the next load that finds nothing
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 9110 9.2.1
 
 _log = logging.getLogger("asyncsession")
-
-
-class Carrier(Protocol):
-    """What carries the id between a client and us: a cookie, or a header of an API client's."""
-
-    @property
-    def header(self) -> str:
-        """The response header that brings an id, in lower case."""
-
-    @property
-    def varies(self) -> str:
-        """The request header that the response depends on."""
-
-    def read(self, raw_headers: RawHeaders) -> str | None:
-        """Return the id that a client sent; None for anything that could not be one."""
-
-    def issue(self, session_id: str) -> str:
-        """Return the value of `header` that gives a client its id."""
-
-    def clear(self) -> str:
-        """Return the value of `header` that makes a client forget its id."""
-
-
-class ReadThrough(Source, Protocol):
-    """Another library's store, whose sessions are taken over; see `asyncsession.migration`."""
-
-    @property
-    def cookie_name(self) -> str:
-        """The name of that library's cookie."""
-
-    def peer_id(self, cookie_value: bytes) -> str | None:
-        """Return that library's id; None for a value that is not of its form."""
-
-
-class Terms(NamedTuple):
-    """What an application has declared about its sessions.
-
-    Attributes:
-        manager: loads and saves; the application's to open, share and close.
-        carrier: brings the id.
-        outage: what becomes of a request that finds the store down when its session is to be
-            loaded: `"error"`, or `"anonymous"`, which goes on with an empty session that is not
-            saved and leaves the client's id alone.
-        keep_on_exception: whether changes are saved if an exception ends the request.
-        read_through: where a session is looked for when a client sends no id of ours.
-    """
-
-    manager: SessionManager
-    carrier: Carrier
-    outage: Outage = "error"
-    keep_on_exception: bool = False
-    read_through: ReadThrough | None = None
-
-    def check(self) -> None:
-        """Raise `ConfigurationError` for what cannot be meant."""
-        if not isinstance(self.manager, SessionManager):
-            raise ConfigurationError("manager: a SessionManager")
-        if self.outage not in ("error", "anonymous"):
-            raise ConfigurationError('outage: "error" or "anonymous"')
-        source = self.read_through
-        if source is not None and not callable(getattr(source, "peer_id", None)):
-            raise ConfigurationError("read_through: one of the sources of asyncsession.migration")
-        if source is not None and self.carrier.header != "set-cookie":
-            raise ConfigurationError(
-                "read_through: the ids of other libraries come in cookies, and a client that "
-                "sends its id in a header sends none"
-            )
 
 
 class Closing(NamedTuple):
@@ -145,8 +107,8 @@ class _Sent(Enum):
     UNREADABLE = auto()  # it leads to what cannot be read
 
 
-class Exchange:
-    """The session of one request.
+class Rules(Generic[M]):
+    """The session of one request, whoever calls the verbs.
 
     Args:
         terms: as declared by the application.
@@ -171,7 +133,7 @@ class Exchange:
         "terms",
     )
 
-    def __init__(self, terms: Terms, raw_headers: RawHeaders, method: str) -> None:
+    def __init__(self, terms: Terms[M], raw_headers: RawHeaders, method: str) -> None:
         self.terms = terms
         self._is_safe = method in _SAFE
         self.session: Session | None = None
@@ -188,7 +150,7 @@ class Exchange:
             if self._sent_id is None and len(values) == 1 and not self._is_doubtful(pairs):
                 self._peer_id = terms.read_through.peer_id(values[0])
 
-    async def load(self) -> Session:
+    def loading(self) -> Asking[Session]:
         """Return the session of the request; load it if that has not been done yet.
 
         Raises:
@@ -196,17 +158,20 @@ class Exchange:
             InvalidSessionData: what is stored cannot be read.
         """
         if self.session is None:
-            session, sent = await self._look_up()
+            session, sent = yield from self._look_up()
             if self.session is None:  # else another task of the same request was faster
                 self.session, self._sent = session, sent
                 self._loaded_at = time.monotonic()
         return self.session
 
-    async def commit(self) -> SessionGone | None:
+    def committing(self, *, rotate: bool = False) -> Asking[SessionGone | None]:
         """Save what the application has changed.
 
         A session that was ended elsewhere is no failure: there is nothing left to save, and the
         response may go out.
+
+        Args:
+            rotate: also give the session a new id, in the same step.
 
         Returns:
             The error that says so, for the application to hear of.
@@ -216,18 +181,18 @@ class Exchange:
                 the request is not one that only looks (RFC 9110 9.2.1).
             What `SessionManager.save` raises but for `SessionGone`.
         """
-        session, manager = self.session, self.terms.manager
+        session = self.session
         if session is None:
             return None
         if session.is_destroyed:
             if self._sent is _Sent.UNKNOWN:  # a logout, and not of the session that was meant
-                await self._destroy_sent()
+                yield from self._destroy_sent()
             if self._sent is _Sent.ROTATED and session.is_new and not session.was_sent:
                 self._drop()  # neither this
             if not session.is_new:
                 return None  # it was found gone, with what it held
-            session = self.session = await self._begin_anew(session)
-        if not session.modified:
+            session = self.session = yield from self._begin_anew(session)
+        if not (rotate or session.modified):
             return None
         is_lost = session.is_stale and session.is_new  # saved as it is, nobody could ever load it
         if is_lost and session.held_principal is None:
@@ -235,7 +200,7 @@ class Exchange:
             return None
         try:
             # Whoever logs in, also with an id that was just rotated away, gets one of their own.
-            await (manager.rotate(session) if is_lost else manager.save(session))
+            yield Verb("rotate" if is_lost or rotate else "save", (session,))
         except SessionGone as gone:
             return gone
         except InvalidSessionData:
@@ -248,7 +213,7 @@ class Exchange:
             _log.warning("the request goes on without a session: %s", error)
         return None
 
-    async def fail(self) -> None:
+    def failing(self) -> Asking[None]:
         """Take note that an exception of the application's ends the request.
 
         With `keep_on_exception`, changes of a stored session are saved. A new session is not
@@ -261,7 +226,7 @@ class Exchange:
         if session.held_principal != session.stored_principal:
             return  # a login that was not completed
         try:
-            await self.commit()
+            yield from self.committing()
         except Exception:
             _log.exception("the changes of a request that failed could not be kept")
 
@@ -308,15 +273,14 @@ class Exchange:
         carrier = self.terms.carrier
         return isinstance(carrier, Cookie) and len(sent_values(pairs, carrier.name)) > 1
 
-    async def _look_up(self) -> tuple[Session, _Sent]:
-        manager = self.terms.manager
+    def _look_up(self) -> Asking[tuple[Session, _Sent]]:
         try:
-            session = await self._find()
+            session = yield from self._find()
         except StoreUnavailable as error:
             if self.terms.outage == "error":
                 raise
             _log.warning("the request goes on without its session: %s", error)
-            session = await manager.load(None)
+            session = yield Verb("load", (None,))
             session.is_stale = True  # not saved by us
             return session, _Sent.UNKNOWN
         except InvalidSessionData:
@@ -325,22 +289,25 @@ class Exchange:
                 raise
             # There is no cookie of ours to clear, and theirs would bring the error for ever.
             _log.exception("a session that was taken over cannot be read, and is left as it is")
-            return await manager.load(None), _Sent.NONE
+            return (yield Verb("load", (None,))), _Sent.NONE
         if session.is_stale:
             return session, _Sent.ROTATED
         if session.is_new:
             return session, _Sent.NONE if self._sent_id is None else _Sent.DEAD
         return session, _Sent.LIVE
 
-    async def _find(self) -> Session:
-        manager, source = self.terms.manager, self.terms.read_through
+    def _find(self) -> Asking[Session]:
+        source = self.terms.read_through
+        session: Session
         if source is None or self._peer_id is None:
-            return await manager.load(self._sent_id)
-        return await manager.load_through(source, self._peer_id)
+            session = yield Verb("load", (self._sent_id,))
+        else:
+            session = yield Verb("load_through", (source, self._peer_id))
+        return session
 
-    async def _begin_anew(self, ended: Session) -> Session:
+    def _begin_anew(self, ended: Session) -> Asking[Session]:
         """Return a session of its own for what was put into one after it was ended."""
-        session = await self.terms.manager.load(None)
+        session: Session = yield Verb("load", (None,))
         session.update(ended)
         if ended.held_principal is not None:
             session.principal = ended.held_principal
@@ -358,10 +325,10 @@ class Exchange:
             raise SessionConflict("the session has a new id; send the request again with that")
         _log.warning("what a request put into its session was not saved: its id was rotated away")
 
-    async def _destroy_sent(self) -> None:
+    def _destroy_sent(self) -> Asking[None]:
         """End the session that could not be loaded, so that its user is logged out indeed."""
-        session = await self._find()
-        await self.terms.manager.destroy(session)
+        session = yield from self._find()
+        yield Verb("destroy", (session,))
         if session.is_stale:  # what was meant has another id by now
             self._sent = _Sent.ROTATED
             self._drop()
@@ -384,3 +351,41 @@ class Exchange:
         if session.is_stale or is_unconfirmed or session.id == self._sent_id:
             return None
         return carrier.issue(session.id)
+
+
+class Exchange(Rules[SessionManager]):
+    """The session of one request, of a manager whose verbs are awaited."""
+
+    __slots__ = ()
+
+    async def load(self) -> Session:
+        """Return the session; see `Rules.loading`."""
+        if self.session is not None:
+            return self.session
+        return await self.perform(self.loading())
+
+    async def commit(self) -> SessionGone | None:
+        """Save what the application has changed; see `Rules.committing`."""
+        return await self.perform(self.committing())
+
+    async def fail(self) -> None:
+        """Take note that an exception of the application's ends the request."""
+        await self.perform(self.failing())
+
+    async def perform(self, asking: Asking[T]) -> T:
+        """Call the verbs that are asked for, and return what comes of it."""
+        manager = self.terms.manager
+        try:
+            verb = next(asking)
+            while True:
+                try:
+                    result = await getattr(manager, verb.name)(*verb.args)
+                except Exception as error:
+                    verb = asking.throw(error)
+                else:
+                    verb = asking.send(result)
+        except StopIteration as stop:
+            returned: T = stop.value
+            return returned
+        finally:
+            asking.close()
