@@ -27,7 +27,7 @@ _LONG_AGO = "Thu, 01 Jan 1970 00:00:00 GMT"
 
 @dataclass(frozen=True, slots=True)
 class Cookie:
-    """How the cookie with the session id looks. It is always HttpOnly (ASVS 5.0 3.3.4).
+    """How the cookie with the session id looks.
 
     Attributes:
         name: empty for the default: `__Host-session` where the browser would accept that (secure,
@@ -39,6 +39,8 @@ class Cookie:
         max_age: seconds that the browser keeps it, counted from when it was issued, which is not
             repeated while the session keeps its id; None until the browser is closed.
         partitioned: kept apart for each site that embeds ours (CHIPS); needs `secure`.
+        http_only: scripts cannot read it (ASVS 5.0 3.3.4). False only where a framework's own
+            configuration says so; `CookieOptions` do not have it.
 
     Raises:
         ConfigurationError: browsers would refuse it, or it could not be written in a header.
@@ -54,9 +56,10 @@ class Cookie:
     domain: str | None = None
     max_age: int | None = None
     partitioned: bool = False
+    http_only: bool = True
 
     def __post_init__(self) -> None:
-        kinds = {"name": str, "secure": bool, "path": str, "partitioned": bool}
+        kinds = {"name": str, "secure": bool, "path": str, "partitioned": bool, "http_only": bool}
         for attribute, kind in kinds.items():
             if not isinstance(getattr(self, attribute), kind):
                 raise ConfigurationError(f"{attribute} of the cookie: a {kind.__name__}")
@@ -118,7 +121,7 @@ class Cookie:
         morsel["path"] = self.path
         morsel["domain"] = self.domain or ""
         morsel["secure"] = self.secure
-        morsel["httponly"] = True
+        morsel["httponly"] = self.http_only
         morsel["samesite"] = self.same_site.capitalize()
         return morsel
 

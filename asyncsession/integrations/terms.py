@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from asyncsession.adoption import Source
 from asyncsession.errors import ConfigurationError
@@ -70,7 +70,7 @@ class Terms(NamedTuple, Generic[M]):
     keep_on_exception: bool = False
     read_through: ReadThrough | None = None
 
-    def check(self, kind: type[AnyManager] = SessionManager) -> None:
+    def check(self, kind: type[Any] = SessionManager) -> None:
         """Raise `ConfigurationError` for what cannot be meant.
 
         Args:

@@ -1,0 +1,274 @@
+"""The session object of Flask and Quart, and the request that it belongs to.
+
+Here stands what these two frameworks mean by a session beyond the rules that are the same
+everywhere: `permanent` sessions, `session.clear()` as the end of a session, and a login that shows
+by what it puts into the session.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from flask.sessions import SessionMixin
+
+from asyncsession.errors import (
+    ConfigurationError,
+    InvalidSessionData,
+    SessionGone,
+    StoreUnavailable,
+)
+from asyncsession.integrations.cookies import Cookie
+from asyncsession.integrations.exchange import Asking, Closing, Rules, Verb
+from asyncsession.session import Session
+
+__all__ = ["Principal", "Visit", "WebSession", "flask_login_user"]
+
+R = TypeVar("R", bound=Rules[Any])
+
+Principal: TypeAlias = Callable[[Session], str | None]
+
+_STATE = tuple(name for name in Session.__slots__ if name != "__weakref__")
+
+_log = logging.getLogger("asyncsession")
+
+
+def flask_login_user(session: Session) -> str | None:
+    """Return whom Flask-Login has logged in, as its `user_loader` knows them; None for nobody."""
+    user_id = session.get("_user_id")
+    return None if user_id is None else str(user_id)
+
+
+class WebSession(Session, SessionMixin):
+    """Our session, with the attributes that Flask's sessions have.
+
+    Until it is used it is a ghost: it holds nothing, and fills itself when one of its attributes is
+    first asked for. So a request that never looks at its session costs nothing.
+
+    Attributes:
+        visit: the request's.
+        is_cleared: `clear` was called.
+    """
+
+    def __init__(self, visit: Visit[Any]) -> None:
+        self.visit = visit  # and no `super().__init__`: what that sets comes with the first use
+        self.is_cleared = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _STATE:
+            raise AttributeError(f"a session has no attribute {name!r}")
+        self.visit.fill()
+        return getattr(self, name)
+
+    @property
+    def is_ghost(self) -> bool:
+        """Whether it has not been used yet."""
+        return not self.visit.is_filled
+
+    @property
+    def new(self) -> bool:  # type: ignore[override]  # a plain attribute there
+        """Whether the session is not in the store yet; `is_new` by Flask's name."""
+        return self.is_new
+
+    @property
+    def modified(self) -> bool:
+        """Whether there is anything to save, nested changes included.
+
+        Setting it to True is not needed, and does nothing.
+        """
+        return not self.is_ghost and super().modified
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        if not value:
+            raise ConfigurationError(
+                "session.modified = False: what has changed is found by comparing, and cannot be "
+                "declared unchanged; do not change it, or undo the change"
+            )
+
+    def clear(self) -> None:
+        """End the session when the response leaves, or begin it anew with what is put in later.
+
+        As in Flask, whose cookie is deleted for an empty session. Nobody is its principal any more.
+        """
+        super().clear()
+        self.principal = None
+        self.is_cleared = True
+
+    def take(self, loaded: Session) -> None:
+        """Become what was loaded."""
+        for name in _STATE:
+            setattr(self, name, getattr(loaded, name))
+
+    def __repr__(self) -> str:
+        return "<Session, not loaded yet>" if self.is_ghost else super().__repr__()
+
+
+class Visit(Generic[R]):
+    """One request to an application with sessions.
+
+    Args:
+        exchange: the rules for its session.
+        load: returns the session, or raises why it cannot be loaded.
+        principal: says who is logged in; see `asyncsession.integrations.pallets.Declared`.
+        refreshes: whether the cookie of a permanent session is sent with each response.
+
+    Attributes:
+        exchange: the rules for its session.
+        session: as the application has it.
+        failure: the error that is, or will be, answered in place of the application.
+        is_filled: the session has been loaded, or could not be.
+        is_answered: the response is that answer.
+        has_passed: an exception has ended the request.
+    """
+
+    __slots__ = (
+        "_filling",
+        "_is_refreshed",
+        "_load",
+        "_principal",
+        "_refreshes",
+        "exchange",
+        "failure",
+        "has_passed",
+        "is_answered",
+        "is_filled",
+        "session",
+    )
+
+    def __init__(
+        self,
+        exchange: R,
+        load: Callable[[], Session],
+        principal: Principal | None,
+        refreshes: bool,
+    ) -> None:
+        self.exchange = exchange
+        self.session = WebSession(self)
+        self.failure: Exception | None = None
+        self.is_filled = self.is_answered = self.has_passed = False
+        self._load = load
+        self._principal = principal
+        self._refreshes = refreshes
+        self._filling = threading.Lock()  # for copies of the request's context in other threads
+        self._is_refreshed = False
+
+    def fill(self) -> None:
+        """Load the session, which is being used for the first time.
+
+        Raises:
+            StoreUnavailable, InvalidSessionData: once. Afterwards there is an empty session, for
+                what other functions do while the error is answered; nothing is ever saved of it.
+        """
+        with self._filling:
+            if self.is_filled:
+                return
+            try:
+                self.begin(self._load())
+            except (StoreUnavailable, InvalidSessionData) as error:
+                self.fail(error)
+                raise
+            self.exchange.is_asked = True
+
+    def begin(self, loaded: Session) -> None:
+        """Give the application its session."""
+        self.session.take(loaded)
+        self.exchange.session = self.session
+        self.is_filled = True
+
+    def fail(self, error: Exception) -> None:
+        """Take note of an error that is answered in place of the application."""
+        self.exchange.note(error)
+        self.failure = error
+        if not self.is_filled or isinstance(error, InvalidSessionData):
+            empty = Session()
+            empty.is_stale = True
+            self.session.take(empty)
+            self.is_filled = True
+
+    @property
+    def is_to_be_answered(self) -> bool:
+        """Whether the application's response has to make way for the answer to an error."""
+        if self.failure is None or self.is_answered:
+            return False
+        session = self.session
+        is_used = session.modified or session.is_cleared or session.is_destroyed
+        return self.has_passed or is_used  # what was done goes nowhere
+
+    def committing(self) -> Asking[SessionGone | None]:
+        """Save what is to be saved before the response leaves; see `Rules.committing`."""
+        session, rotate = self.session, False
+        is_stored = not (session.is_new or session.is_destroyed)
+        is_changed = not session.is_destroyed and (session.is_cleared or session.modified)
+        if is_changed:
+            self._note_login()
+            is_login = session.held_principal != session.stored_principal
+            if session.is_cleared and not session and session.held_principal is None:
+                yield Verb("destroy", (session,))
+            else:
+                rotate = is_stored and (session.is_cleared or is_login)
+        gone = yield from self.exchange.committing(rotate=rotate)
+        if gone is None and is_stored and self._is_to_be_refreshed():
+            self._is_refreshed = is_changed or (yield from self._confirm())
+        return gone
+
+    def closing(self, lifetime: float) -> Closing:
+        """Return what the headers of the response have to say; see `Rules.closing`.
+
+        Args:
+            lifetime: seconds that the browser keeps the cookie of a permanent session.
+        """
+        closing, session = self.exchange.closing(), self.exchange.session
+        cookie = self.exchange.terms.carrier
+        assert isinstance(cookie, Cookie)
+        if session is None or session.is_new or session.is_destroyed or session.is_stale:
+            return closing
+        if closing.carried is None:
+            is_issued = self._is_refreshed
+        else:
+            is_issued = closing.carried[1] == cookie.issue(session.id)
+        if not is_issued:
+            return closing
+        if session.get("_permanent"):
+            cookie = replace(cookie, max_age=int(lifetime))
+        return Closing((cookie.header, cookie.issue(session.id)), cookie.varies)
+
+    def _note_login(self) -> None:
+        """Take over a change of who is logged in as one of the session's principal."""
+        principal, session = self._principal, self.session
+        if principal is None or session.held_principal != session.stored_principal:
+            return
+        log = session.log
+        before = principal(session.restarted(log)) if log is not None else None
+        now = principal(session)
+        if now != before:
+            session.principal = now
+
+    def _is_to_be_refreshed(self) -> bool:
+        session = self.session
+        return (
+            self._refreshes
+            and self.exchange.session is session
+            and self.exchange.closing().vary is not None  # it was used
+            and not (session.is_new or session.is_destroyed or session.is_stale)
+            and session.joining is None
+            and bool(session.get("_permanent"))
+        )
+
+    def _confirm(self) -> Asking[bool]:
+        """See whether the browser's id is still the session's.
+
+        Else the response of a slow request would bring back the id from before a login, and log the
+        user out.
+        """
+        try:
+            yield Verb("touch", (self.session,))
+        except SessionGone:
+            return False
+        except StoreUnavailable as error:
+            _log.warning("the cookie of a permanent session is not sent again: %s", error)
+            return False
+        return not self.session.is_stale
