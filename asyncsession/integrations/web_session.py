@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -36,7 +36,7 @@ _STATE = tuple(name for name in Session.__slots__ if name != "__weakref__")
 _log = logging.getLogger("asyncsession")
 
 
-def flask_login_user(session: Session) -> str | None:
+def flask_login_user(session: Mapping[str, Any]) -> str | None:
     """Return whom Flask-Login has logged in, as its `user_loader` knows them; None for nobody."""
     user_id = session.get("_user_id")
     return None if user_id is None else str(user_id)

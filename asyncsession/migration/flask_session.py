@@ -24,6 +24,8 @@ class FlaskSession(Source):
         serialization_format: its `SESSION_SERIALIZATION_FORMAT`. Flask-Session tries the others,
             and pickle, on what is not of that format; here that is not read.
         secret_key: Flask's `SECRET_KEY` if its `SESSION_USE_SIGNER` is on, else None.
+        keep_permanent: keep the flag of permanent sessions, for the session interfaces of
+            `asyncsession.integrations.flask` and `.quart`, whose cookie goes by it.
         principal: see `Source`.
 
     Raises:
@@ -41,18 +43,21 @@ class FlaskSession(Source):
         cookie_name: str = "session",
         serialization_format: Literal["msgpack", "json"] = "msgpack",
         secret_key: str | bytes | None = None,
+        keep_permanent: bool = False,
         principal: Principal | None = None,
     ) -> None:
         super().__init__(url, prefix=prefix, cookie_name=cookie_name, principal=principal)
         if serialization_format not in ("msgpack", "json"):
             raise ConfigurationError('serialization_format: "msgpack" or "json"')
         self._read = _read_msgpack if serialization_format == "msgpack" else read_json
+        self._keep_permanent = keep_permanent
         self._signer = None if secret_key is None else _signer(secret_key)
 
     def decode(self, stored: bytes, limit: int) -> Mapping[str, Any]:  # noqa: ARG002
         """Return a session's content, flashed messages included."""
         data = self._read(stored)
-        data.pop("_permanent", None)  # how long Flask keeps the cookie
+        if not self._keep_permanent:
+            data.pop("_permanent", None)  # how long Flask keeps the cookie
         return data
 
     def _unwrap(self, cookie_value: bytes) -> str | None:

