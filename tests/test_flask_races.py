@@ -154,10 +154,10 @@ def test_a_message_flashed_while_others_are_shown_stays() -> None:
         def messages() -> str:
             shown = flask.get_flashed_messages()
             say("third")
-            return ",".join(shown)
+            return ",".join(map(str, shown))
 
         def show() -> str:
-            return ",".join(flask.get_flashed_messages())
+            return ",".join(map(str, flask.get_flashed_messages()))
 
         def add(text: str) -> str:
             flask.flash(text)

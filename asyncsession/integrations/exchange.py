@@ -164,7 +164,9 @@ class Rules(Generic[M]):
                 self._loaded_at = time.monotonic()
         return self.session
 
-    def committing(self, *, rotate: bool = False) -> Asking[SessionGone | None]:
+    def committing(
+        self, *, rotate: bool = False, is_known: bool = False
+    ) -> Asking[SessionGone | None]:
         """Save what the application has changed.
 
         A session that was ended elsewhere is no failure: there is nothing left to save, and the
@@ -172,6 +174,7 @@ class Rules(Generic[M]):
 
         Args:
             rotate: also give the session a new id, in the same step.
+            is_known: there are changes; to find that out takes time.
 
         Returns:
             The error that says so, for the application to hear of.
@@ -192,7 +195,7 @@ class Rules(Generic[M]):
             if not session.is_new:
                 return None  # it was found gone, with what it held
             session = self.session = yield from self._begin_anew(session)
-        if not (rotate or session.modified):
+        if not (rotate or is_known or session.modified):
             return None
         is_lost = session.is_stale and session.is_new  # saved as it is, nobody could ever load it
         if is_lost and session.held_principal is None:

@@ -165,7 +165,11 @@ def dress(response: Response, closing: Closing) -> None:
         name, value = closing.carried
         response.headers.add(name, value)
         response.headers.setdefault("Cache-Control", UNSHARED)
-    if closing.vary is not None and "*" not in response.vary:
+    if closing.vary is None:
+        return
+    if "Vary" not in response.headers:
+        response.headers["Vary"] = closing.vary
+    elif "*" not in response.vary:
         response.vary.add(closing.vary)
 
 

@@ -202,7 +202,8 @@ class Visit(Generic[R]):
         """Save what is to be saved before the response leaves; see `Rules.committing`."""
         session, rotate = self.session, False
         is_stored = not (session.is_new or session.is_destroyed)
-        is_changed = not session.is_destroyed and (session.is_cleared or session.modified)
+        is_modified = not session.is_destroyed and session.modified
+        is_changed = is_modified or (session.is_cleared and not session.is_destroyed)
         if is_changed:
             self._note_login()
             is_login = session.held_principal != session.stored_principal
@@ -210,7 +211,9 @@ class Visit(Generic[R]):
                 yield Verb("destroy", (session,))
             else:
                 rotate = is_stored and (session.is_cleared or is_login)
-        gone = yield from self.exchange.committing(rotate=rotate)
+        gone = yield from self.exchange.committing(
+            rotate=rotate, is_known=is_modified and not session.is_destroyed
+        )
         if gone is None and is_stored and self._is_to_be_refreshed():
             self._is_refreshed = is_changed or (yield from self._confirm())
         return gone
@@ -239,22 +242,25 @@ class Visit(Generic[R]):
     def _note_login(self) -> None:
         """Take over a change of who is logged in as one of the session's principal."""
         principal, session = self._principal, self.session
-        if principal is None or session.held_principal != session.stored_principal:
+        held = session.held_principal
+        if principal is None or held != session.stored_principal:
+            return
+        now = principal(session)
+        if now == held:
             return
         log = session.log
         before = principal(session.restarted(log)) if log is not None else None
-        now = principal(session)
-        if now != before:
+        if now != before:  # else the application sets the session's principal in its own way
             session.principal = now
 
     def _is_to_be_refreshed(self) -> bool:
-        session = self.session
+        session, exchange = self.session, self.exchange
         return (
             self._refreshes
-            and self.exchange.session is session
-            and self.exchange.closing().vary is not None  # it was used
+            and exchange.session is session
             and not (session.is_new or session.is_destroyed or session.is_stale)
             and session.joining is None
+            and (exchange.is_asked or exchange.closing().vary is not None)  # it was used
             and bool(session.get("_permanent"))
         )
 
