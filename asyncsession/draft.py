@@ -279,6 +279,7 @@ class Draft:
         if reply.code is Code.GONE and budget.unsure and age > ROTATION_GRACE * 1000:
             return give_up(budget)  # it may have been done, and the session rotated since
         if reply.code is Code.GONE:
+            self.session.is_stale = self.stale or self.session.is_stale  # gone under another id
             return SessionGone("the session was destroyed or has expired; nothing was written")
         if reply.code is Code.TOO_LARGE and not budget.unsure:
             return self._too_large(int(reply.data))

@@ -251,6 +251,7 @@ def test_what_is_put_in_after_clear_has_a_new_id(manager: SyncSessionManager) ->
     assert now.value != planted.value
     assert client.get("/look").json == {"user_id": 7}
     assert manager.load(now.value).principal is None
+    assert manager.sessions_of("somebody") == [], "the session before has ended"
     assert manager.load(planted.value).is_stale, "parallel requests leave the new cookie alone"
 
 

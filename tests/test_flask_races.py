@@ -95,6 +95,36 @@ def test_a_logout_during_a_slow_request_stays_one() -> None:
             assert browser.get("/look", headers=headers).json() == {}
 
 
+@pytest.mark.parametrize("path", ["/goodbye", "/tutorial"])
+def test_what_a_slow_request_does_is_not_in_the_session_after_a_clear(path: str) -> None:
+    """A logout that leaves a message, or a login as in Flask's tutorial, begins anew."""
+    with open_manager() as manager:
+
+        def goodbye() -> str:
+            flask.session.clear()
+            flask.flash("bye")
+            return "bye"
+
+        def tutorial() -> str:
+            flask.session.clear()
+            flask.session["_user_id"] = "8"
+            return "hello"
+
+        gate = Gate(access_token="renewed")
+        with serve(make_app(manager, gate.slow, goodbye, tutorial, look)) as browser:
+            old_id = stored(manager, _user_id="7", access_token="first")
+            browser.cookies.set("session", old_id, domain="127.0.0.1", path="/")
+            slow = gate.hold(partial(browser.get, "/slow"), lambda: browser.get(path))
+            assert (slow.status_code, sent_by(slow)) == (200, []), "the new cookie stays"
+            expected = {
+                "/goodbye": {"_flashes": [["message", "bye"]]},
+                "/tutorial": {"_user_id": "8"},
+            }
+            assert browser.get("/look").json() == expected[path]
+            late = browser.get("/look", headers=cookie_of(old_id))
+            assert (late.json(), sent_by(late)) == ({}, [])
+
+
 def test_logout_undone_by_a_slow_request_flask_session() -> None:
     """Flask-Session writes the whole session under the old key; here that key stays ended."""
     with open_manager() as manager:

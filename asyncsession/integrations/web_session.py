@@ -203,19 +203,18 @@ class Visit(Generic[R]):
         session, rotate = self.session, False
         is_stored = not (session.is_new or session.is_destroyed)
         is_modified = not session.is_destroyed and session.modified
-        is_changed = is_modified or (session.is_cleared and not session.is_destroyed)
-        if is_changed:
-            self._note_login()
-            is_login = session.held_principal != session.stored_principal
-            if session.is_cleared and not session and session.held_principal is None:
+        if session.is_cleared and not session.is_destroyed:
+            if not session and session.held_principal is None:
                 yield Verb("destroy", (session,))
-            else:
-                rotate = is_stored and (session.is_cleared or is_login)
-        gone = yield from self.exchange.committing(
-            rotate=rotate, is_known=is_modified and not session.is_destroyed
-        )
+                is_modified = False
+            elif is_stored:
+                yield from self._begin_anew()
+        if is_modified:
+            self._note_login()
+            rotate = not session.is_new and session.held_principal != session.stored_principal
+        gone = yield from self.exchange.committing(rotate=rotate, is_known=is_modified)
         if gone is None and is_stored and self._is_to_be_refreshed():
-            self._is_refreshed = is_changed or (yield from self._confirm())
+            self._is_refreshed = is_modified or (yield from self._confirm())
         return gone
 
     def closing(self, lifetime: float) -> Closing:
@@ -238,6 +237,25 @@ class Visit(Generic[R]):
         if session.get("_permanent"):
             cookie = replace(cookie, max_age=int(lifetime))
         return Closing((cookie.header, cookie.issue(session.id)), cookie.varies)
+
+    def _begin_anew(self) -> Asking[None]:
+        """Put what came after `clear` into a session of its own; the one before ends for good.
+
+        That is rotated first. Ended as it was, its id would lead nowhere, and requests that still
+        come with it would make the browser forget the cookie that this response brings.
+        """
+        session = self.session
+        assert session.log is not None
+        before, fresh = session.restarted(session.log), (yield Verb("load", (None,)))
+        fresh.update(session)
+        if session.held_principal is not None:
+            fresh.principal = session.held_principal
+        try:
+            yield Verb("rotate", (before,))
+            yield Verb("destroy", (before,))
+        except SessionGone:
+            pass  # somebody else was faster
+        session.take(fresh)
 
     def _note_login(self) -> None:
         """Take over a change of who is logged in as one of the session's principal."""
