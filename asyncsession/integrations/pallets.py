@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -38,6 +39,7 @@ ANSWERED: tuple[type[SessionError], ...] = (
 """The errors that are answered in place of the application; see `answer_to`."""
 
 _EXTENSION = "asyncsession"  # under this name in `app.extensions`
+_beginning = threading.Lock()  # for first requests that come at once
 
 # What speaks of the content that is replaced, or of what the request would have done. All others,
 # such as those of CORS and of security policies, hold for the answer as well.
@@ -112,16 +114,24 @@ class Declared(Generic[M]):
         )
         known: _Known | None = app.extensions.get(_EXTENSION)
         if known is None:
-            self._begin(app)
-        elif known.interface is not self:
+            with _beginning:
+                if _EXTENSION not in app.extensions:
+                    self._begin(app)
+                    app.extensions[_EXTENSION] = _Known(
+                        self, described, self._terms_with(described)
+                    )
+            known = app.extensions[_EXTENSION]
+        if known.interface is not self:
             raise ConfigurationError(
                 "app.session_interface: it stays the same once it has been used"
             )
-        elif known.described == described:
-            return known.terms
-        terms = self._terms._replace(carrier=_cookie(*described))
-        app.extensions[_EXTENSION] = _Known(self, described, terms)
-        return terms
+        if known.described != described:
+            known = _Known(self, described, self._terms_with(described))
+            app.extensions[_EXTENSION] = known
+        return known.terms
+
+    def _terms_with(self, described: tuple[Any, ...]) -> Terms[M]:
+        return self._terms._replace(carrier=_cookie(*described))
 
     def answer(self, error: Exception) -> Any:
         """Answer an error that a view raises. It is registered as an error handler."""
