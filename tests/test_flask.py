@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -283,6 +284,22 @@ def test_rotate_and_destroy_take_what_flask_calls_the_session(manager: SyncSessi
     assert client.get("/look").json == {"a": 1}
     assert sent_by(client.get("/destroy")) == [CLEARED]
     assert client.get("/look").json == {}
+
+
+def test_a_stale_id_puts_in_nothing(
+    manager: SyncSessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    session_id = stored(manager, a=1)
+    session: Session = manager.load(session_id)
+    manager.rotate(session)
+    client = make_app(manager, count, look).test_client(use_cookies=False)
+    sent = cookie_of(session_id)
+    with caplog.at_level(logging.WARNING):
+        response = client.get("/count", headers=sent)
+    assert (response.status_code, sent_by(response)) == (200, [])
+    assert "rotated away" in caplog.text
+    assert client.post("/count", headers=sent).status_code == 409
+    assert client.get("/look", headers=sent).json == {}
 
 
 # Flashed messages

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +22,6 @@ from support.servers import available
 from support.web import stored_by_a_newer_version
 
 from asyncsession import (
-    Session,
     SessionConflict,
     SessionGone,
     SessionManager,
@@ -135,6 +133,7 @@ def test_an_application_may_answer_by_itself_and_loses_nothing_silently(
         try:
             return str(flask.session["a"])
         except StoreUnavailable:
+            assert current_session().is_stale
             return "without"
 
     def careless() -> str:
@@ -255,14 +254,15 @@ def test_a_session_that_has_gone_lets_the_response_pass(manager: SyncSessionMana
 
 @pytest.mark.parametrize("value", ["x" * 3000, object()])
 def test_mistakes_of_the_application_stay_exceptions(
-    manager: SyncSessionManager, value: object
+    manager: SyncSessionManager, value: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     def page() -> str:
         flask.session["a"] = value
         return "page"
 
     app = make_app(manager, page, keep_on_exception=True)
-    assert get(app, "/page").status_code == 500
+    assert get(app, "/page", stored(manager, b=1)).status_code == 500
+    assert "could not be kept" not in caplog.text, "it is not tried twice"
     app.testing = True
     with pytest.raises((SessionTooLarge, TypeError)):
         get(app, "/page")
@@ -388,18 +388,3 @@ def test_what_is_answered_is_what_has_an_answer() -> None:
     for name in errors.__all__:
         kind = getattr(errors, name)
         assert (answer_to(kind.__new__(kind)) is not None) == (kind in ANSWERED), name
-
-
-def test_a_stale_id_puts_in_nothing(
-    manager: SyncSessionManager, caplog: pytest.LogCaptureFixture
-) -> None:
-    session_id = stored(manager, a=1)
-    session: Session = manager.load(session_id)
-    manager.rotate(session)
-    app = make_app(manager, put, look)
-    with caplog.at_level(logging.WARNING):
-        response = get(app, "/put", session_id)
-    assert (response.status_code, sent_by(response)) == (200, [])
-    assert "rotated away" in caplog.text
-    assert get(app, "/put", session_id, "POST").status_code == 409
-    assert get(app, "/look", session_id).json == {}
