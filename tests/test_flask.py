@@ -174,6 +174,21 @@ def test_before_and_after_request_and_error_pages_take_part(manager: SyncSession
     assert client.get("/look").json == {"before": 2, "after": 404, "failed": True}
 
 
+def test_what_is_done_at_teardown_is_not_saved(manager: SyncSessionManager) -> None:
+    app, seen = make_app(manager, plain, look), []
+
+    @app.teardown_request
+    def teardown(error: BaseException | None) -> None:
+        seen.append(flask.session.get("a"))
+        flask.session["late"] = True
+
+    session_id = stored(manager, a=1)
+    client = app.test_client(use_cookies=False)
+    assert client.get("/plain", headers=cookie_of(session_id)).text == "hello"
+    assert client.get("/look", headers=cookie_of(session_id)).json == {"a": 1}
+    assert seen == [1, 1]
+
+
 def test_session_transaction(manager: SyncSessionManager) -> None:
     client = make_app(manager, look).test_client()
     with client.session_transaction() as session:
