@@ -65,6 +65,7 @@ def test_the_cookie_is_the_one_that_flask_is_told(
     (issued,) = sent_by(make_app(manager, count, config=options).test_client().get("/count"))
     session_id = issued.partition("=")[2].partition(";")[0]
     assert issued == Cookie(**expected).issue(session_id)
+    assert ("HttpOnly" in issued) == expected.get("http_only", True)
 
 
 def test_the_path_is_the_applications_root_if_it_has_one(manager: SyncSessionManager) -> None:
