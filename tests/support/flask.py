@@ -47,7 +47,7 @@ T = TypeVar("T")
 CLEARED = Cookie(secure=False).clear()
 """What clears the cookie of an application with Flask's default options."""
 
-_PATIENCE = 10.0
+_PATIENCE = 30.0  # seconds after which a test gives up; none waits so long
 _SLOW = 0.05  # seconds in which other requests change the same session
 
 
