@@ -80,7 +80,7 @@ async def test_it_is_closed_when_its_session_ends_elsewhere(
         assert await line.recv() == "ready"
         await manager.destroy(session_id)
         with pytest.raises(websockets.ConnectionClosed) as closed:
-            await line.recv()
+            await asyncio.wait_for(line.recv(), 10)
         await asyncio.wait_for(ended.wait(), 10)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1008
@@ -101,7 +101,7 @@ async def test_it_is_closed_when_a_save_finds_the_session_gone(
         await manager.destroy(session_id)
         await line.send("now")
         with pytest.raises(websockets.ConnectionClosed) as closed:
-            await line.recv()
+            await asyncio.wait_for(line.recv(), 10)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1008
 
@@ -120,6 +120,25 @@ async def test_one_whose_session_cannot_be_loaded_is_refused(server: str) -> Non
                 async with connect(browser, "/reading", new_id()):
                     pass
     assert refused.value.response.status_code == 503
+
+
+async def test_one_that_is_denied_saves_nothing_and_sets_no_cookie(
+    manager: SessionManager, server: str
+) -> None:
+    async def denying() -> tuple[str, int]:
+        quart.session["denied"] = True
+        return "no", 403
+
+    app = make_app(manager)
+    app.add_websocket("/denying", view_func=denying)
+    session_id = await stored(manager, _permanent=True)
+    async with serve(app, server) as browser:
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with connect(browser, "/denying", session_id):
+                pass
+    assert refused.value.response.status_code == 403
+    assert "set-cookie" not in refused.value.response.headers
+    assert dict(await manager.load(session_id)) == {"_permanent": True}
 
 
 async def test_no_watch_is_left_behind(manager: SessionManager, server: str) -> None:
