@@ -69,6 +69,11 @@ async def login() -> str:
     return "hello"
 
 
+async def _look_after(response: Any) -> Any:
+    response.headers["X-Seen"] = str("_remember" in quart.session)
+    return response
+
+
 async def fail() -> str:
     quart.session["a"] = "changed"
     raise LookupError
@@ -195,19 +200,17 @@ async def test_a_logout_and_a_login_during_slow_requests(manager: SessionManager
 async def test_a_store_that_is_down(unreachable: SessionManager) -> None:
     app = make_app(unreachable, plain, look, put, clear)
 
-    @app.after_request
-    async def after(response: Any) -> Any:
-        if quart.request.path != "/plain":
-            response.headers["X-Seen"] = str("_remember" in quart.session)
-        return response
-
     session_id = new_id()
     ignored = await get(app, "/plain", session_id)
+    app.after_request(_look_after)
     assert (ignored.status_code, sent_by(ignored)) == (200, [])
     for path in ("/look", "/put", "/clear"):
         response = await get(app, path, session_id)
         assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
         assert sent_by(response) == []
+    only_after = make_app(unreachable, plain)
+    only_after.after_request(_look_after)
+    assert (await get(only_after, "/plain", session_id)).status_code == 503
     anonymous = make_app(unreachable, look, put, login, clear, outage="anonymous")
     assert await (await get(anonymous, "/look", session_id)).get_json() == {}
     assert (await get(anonymous, "/put", session_id)).status_code == 200
