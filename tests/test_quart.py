@@ -210,7 +210,9 @@ async def test_a_store_that_is_down(unreachable: SessionManager) -> None:
         assert sent_by(response) == []
     only_after = make_app(unreachable, plain)
     only_after.after_request(_look_after)
-    assert (await get(only_after, "/plain", session_id)).status_code == 503
+    response = await get(only_after, "/plain", session_id)
+    assert response.status_code == 503
+    assert (await response.get_data()).startswith(b"The session store is not available.")
     anonymous = make_app(unreachable, look, put, login, clear, outage="anonymous")
     assert await (await get(anonymous, "/look", session_id)).get_json() == {}
     assert (await get(anonymous, "/put", session_id)).status_code == 200
@@ -252,6 +254,7 @@ async def test_answers_and_on_error(manager: SessionManager) -> None:
     app = make_app(manager, gone, on_error=on_error)
     redirect = await get(app, "/gone", await stored(manager, a=0))
     assert (redirect.status_code, redirect.headers["Location"]) == (302, "/login")
+    assert "/login" in (await redirect.get_data()).decode()
 
 
 async def test_a_session_that_has_gone(manager: SessionManager) -> None:

@@ -143,7 +143,7 @@ class SessionInterface(Declared[SessionManager], QuartSessionInterface):
         if visit.is_to_be_answered:
             answer = await self._made(app, visit)
         if answer is not None:
-            _replace(response, answer)
+            await _replace(response, answer)
         dress(response, visit.closing(app.permanent_session_lifetime.total_seconds()))
 
     async def answer(self, error: Exception) -> ResponseTypes | None:
@@ -217,11 +217,15 @@ def _current_visit() -> _Visit | None:
     return session.visit if isinstance(session, WebSession) else None
 
 
-def _replace(response: Any, answer: Any) -> None:
+async def _replace(response: Any, answer: Any) -> None:
     """Make a response another one, as far as it speaks of its content."""
+    data = answer.get_data(
+        as_text=False
+    )  # awaited for a response of Quart's, and not of Werkzeug's
+    data = await data if inspect.isawaitable(data) else data
     response.status = answer.status
     response.headers = headers_for(answer.headers, response.headers)
-    response.response = answer.response
+    response.set_data(data)
 
 
 def _attend(websocket: Websocket, visit: _Visit, every: float) -> None:
