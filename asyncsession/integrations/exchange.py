@@ -37,6 +37,8 @@ from asyncsession.manager import SessionManager
 from asyncsession.session import Session
 
 __all__ = [
+    "PROMPT",
+    "SAFE",
     "UNSHARED",
     "Asking",
     "Carrier",
@@ -72,12 +74,13 @@ Asking: TypeAlias = Generator[Verb, Any, T]
 UNSHARED = "private, no-cache"
 """The Cache-Control of a response that gives or takes an id, where the application sends none."""
 
-_PROMPT = 2.0
+PROMPT = 2.0
 """Seconds after its load in which a request that finds its session gone still makes the client
 forget the id. A user who has logged out and in again meanwhile would lose the new one; nobody does
 both in so short a time. After a slower request the next load that finds nothing sees to it."""
 
-_SAFE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 9110 9.2.1
+SAFE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
+"""The methods of requests that only look (RFC 9110 9.2.1)."""
 
 _log = logging.getLogger("asyncsession")
 
@@ -135,7 +138,7 @@ class Rules(Generic[M]):
 
     def __init__(self, terms: Terms[M], raw_headers: RawHeaders, method: str) -> None:
         self.terms = terms
-        self._is_safe = method in _SAFE
+        self._is_safe = method in SAFE
         self.session: Session | None = None
         self.is_asked = False
         self._sent = _Sent.NONE
@@ -346,7 +349,7 @@ class Rules(Generic[M]):
             return None
         is_known = self._sent is _Sent.LIVE or self._sent is _Sent.DEAD
         if session.is_destroyed and not session.is_new:  # it was found gone, and not ended here
-            is_prompt = time.monotonic() - self._loaded_at < _PROMPT
+            is_prompt = time.monotonic() - self._loaded_at < PROMPT
             return carrier.clear() if is_known and is_prompt and not session.is_stale else None
         if session.is_new:
             return carrier.clear() if is_known else None

@@ -1,0 +1,54 @@
+"""System checks of the settings. They run with `manage.py check`, and before the server starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.conf import settings
+from django.core import checks
+
+from asyncsession.errors import ConfigurationError
+from asyncsession.integrations.django.config import SETTING, Config
+
+__all__ = ["check_settings"]
+
+_ENGINE = "asyncsession.integrations.django"
+_OUTER = "django.contrib.sessions.middleware.SessionMiddleware"
+_INNER = f"{_ENGINE}.CommitMiddleware"
+_SERIALIZER = "django.contrib.sessions.serializers.JSONSerializer"
+
+
+@checks.register(checks.Tags.security)  # type: ignore[untyped-decorator]
+def check_settings(
+    app_configs: Sequence[Any] | None = None,  # noqa: ARG001
+    **kwargs: Any,  # noqa: ARG001
+) -> list[checks.CheckMessage]:
+    """Return what is wrong with the settings of the session engine, if it is ours."""
+    if settings.SESSION_ENGINE != _ENGINE:
+        return []
+    messages: list[checks.CheckMessage] = []
+    try:
+        Config.of(getattr(settings, SETTING, None))
+    except ConfigurationError as error:
+        messages.append(checks.Error(str(error), id="asyncsession.E001"))
+    middleware = list(settings.MIDDLEWARE)
+    outer = middleware.index(_OUTER) if _OUTER in middleware else None
+    if outer is not None and middleware[outer + 1 : outer + 2] != [_INNER]:
+        messages.append(
+            checks.Warning(
+                "The session is not committed before the response is made, so conflicts and "
+                "outages are answered with a bare 400 or 500.",
+                hint=f"Put {_INNER!r} directly after {_OUTER!r} in MIDDLEWARE.",
+                id="asyncsession.W001",
+            )
+        )
+    if settings.SESSION_SERIALIZER != _SERIALIZER:
+        messages.append(
+            checks.Warning(
+                "SESSION_SERIALIZER has no effect: sessions are kept in a format of their own.",
+                hint="Remove it; for the types that are kept see docs/django.md.",
+                id="asyncsession.W002",
+            )
+        )
+    return messages
