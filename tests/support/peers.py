@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import aiohttp.web
 import aiohttp_session
-import django  # type: ignore[import-untyped]
 import flask
 import flask_session  # type: ignore[import-untyped]
 import httpx
@@ -19,9 +18,9 @@ import starsessions
 import starsessions.stores.redis
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp_session.redis_storage import RedisStorage
-from django.conf import settings as django_settings  # type: ignore[import-untyped]
-from django.http import HttpResponse  # type: ignore[import-untyped]
-from django.test import RequestFactory, override_settings  # type: ignore[import-untyped]
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.http import HttpResponse
+from django.test import RequestFactory, override_settings
 from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -29,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+import support.django  # noqa: F401  has Django set up
 from asyncsession import migration
 
 __all__ = ["PEERS", "SECRET_KEY", "Peer", "write_starsessions"]
@@ -38,15 +38,6 @@ LIFETIME = 3600  # seconds
 
 Change = Callable[[Any], None]
 """What the application does to the session that the peer hands it."""
-
-if not django_settings.configured:
-    django_settings.configure(SECRET_KEY="a secret key of Django's", SESSION_ENGINE="")
-    django.setup()
-# It needs the settings.
-from django.contrib.sessions.middleware import (  # type: ignore[import-untyped]  # noqa: E402
-    SessionMiddleware,
-)
-
 
 class Peer(NamedTuple):
     """One library, set up in one way.
