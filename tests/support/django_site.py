@@ -16,7 +16,7 @@ from django.urls import path
 
 from support.django import PATIENCE
 
-__all__ = ["GATES", "Gate", "change", "urlpatterns"]
+__all__ = ["GATES", "Gate", "LookingMiddleware", "change", "urlpatterns"]
 
 _WORK = 0.003  # seconds, during which other requests come in
 Change = Callable[[HttpRequest], Any]
@@ -172,3 +172,14 @@ urlpatterns = [
     # A database transaction cannot span an await, so Django refuses ATOMIC_REQUESTS for these.
     *(path(f"a/{route}", non_atomic_requests(view)) for route, _, view in _VIEWS),
 ]
+
+
+class LookingMiddleware:
+    """A middleware that looks into the session, outside of any view."""
+
+    def __init__(self, get_response: Any) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> Any:
+        request.session.get("a")
+        return self._get_response(request)

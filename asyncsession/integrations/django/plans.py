@@ -242,6 +242,8 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         else:
             commit = yield from verbs.save(kept, session)
             is_sought = is_sought and not commit.attempts
+            if commit.attempts:
+                self.modified = True  # it still was, and the cookie is renewed for that
         lasting = expiry.kept_for(session, settings)  # another request may have asked for longer
         if is_sought or lasting.idle_timeout > kept.idle_timeout:
             yield from verbs.touch(lasting, session)
