@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from support.django import COOKIE, MIDDLEWARE, database, engine, serve_asgi, serve_wsgi, session_id
+from support.django import COOKIE, database, engine, serve_asgi, serve_wsgi, session_id
 from support.django_site import GATES, Gate, change
 from support.servers import Server
 

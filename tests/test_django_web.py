@@ -338,9 +338,9 @@ def test_one_session_too_many(browser: Client, server: Server) -> None:
         assert do(browser, put(_auth_user_id="1")).status_code == 200
         response = do(Client(), put(_auth_user_id="1"))
         assert (response.status_code, COOKIE in response.cookies) == (403, False)
+        store = SessionStore()
+        store["_auth_user_id"] = "1"
         with pytest.raises(TooManySessions):
-            store = SessionStore()
-            store["_auth_user_id"] = "1"
             store.save()
 
 

@@ -158,7 +158,7 @@ async def test_only_a_short_request_clears_the_cookie_of_a_session_that_it_finds
 ) -> None:
     """After a slow one the browser may hold another session's: logged out, and in again."""
     if slow:
-        monkeypatch.setattr(rules, "_PROMPT", 0.0)
+        monkeypatch.setattr(rules, "PROMPT", 0.0)
     exchange = sending(manager, await stored(manager, a=1))
     session = await exchange.load()
     await manager.destroy(session.id)
@@ -197,7 +197,7 @@ async def test_nothing_is_cleared_that_the_client_has_not_sent(manager: SessionM
 async def test_ending_it_clears_the_cookie_however_slow_the_request(
     manager: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "_PROMPT", 0.0)
+    monkeypatch.setattr(rules, "PROMPT", 0.0)
     exchange = sending(manager, await stored(manager, a=1))
     await manager.destroy(await exchange.load())
     assert exchange.closing() == CLEARING

@@ -155,4 +155,3 @@ async def serve_asgi() -> AsyncIterator[httpx.AsyncClient]:
 def session_id(browser: httpx.AsyncClient) -> str | None:
     """Return the id that a browser has."""
     return browser.cookies.get(COOKIE)
-

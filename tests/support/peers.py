@@ -39,6 +39,7 @@ LIFETIME = 3600  # seconds
 Change = Callable[[Any], None]
 """What the application does to the session that the peer hands it."""
 
+
 class Peer(NamedTuple):
     """One library, set up in one way.
 

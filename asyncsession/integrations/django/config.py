@@ -116,7 +116,10 @@ class Config:
         principal = _imported("PRINCIPAL", options.pop("PRINCIPAL", user_principal))
         if principal is not None and not callable(principal):
             raise _wrong("PRINCIPAL: a function of what a session holds, its dotted path, or None")
-        source = source_of(_imported("READ_THROUGH", options.pop("READ_THROUGH", None)), principal)
+        former = options.pop("READ_THROUGH", None)
+        if not str(former).startswith("django."):  # the name of an engine, and not of a source
+            former = _imported("READ_THROUGH", former)
+        source = source_of(former, principal)
         lanes, connections = options.pop("LANES", 1), options.pop("CONNECTIONS", 32)
         url, shared = options.pop("URL"), _for_managers(options)
         try:

@@ -22,9 +22,8 @@ from asyncsession.adoption import Source
 from asyncsession.errors import ConfigurationError, InvalidSessionData
 from asyncsession.protocol import BlockingTransport, Call, Code, Refused, Transport
 
-__all__ = ["CacheSource", "DatabaseSource", "source_of"]
+__all__ = ["ENGINES", "CacheSource", "DatabaseSource", "source_of"]
 
-_BACKENDS = "django.contrib.sessions.backends."
 _KEY_FORM = re.compile(r"[0-9a-z]{32}", re.ASCII)
 _SALT = "django.contrib.sessions.SessionStore"  # of the engines `db` and `cached_db`
 _CACHE_PREFIX = "django.contrib.sessions.cache"
@@ -167,38 +166,34 @@ class CacheSource(_DjangoSource):
         return _mapping(stored)
 
 
-_SOURCES: dict[str, type[_DjangoSource]] = {
-    "db": DatabaseSource,
-    "cached_db": DatabaseSource,
-    "cache": CacheSource,
+ENGINES: dict[str, type[_DjangoSource]] = {
+    "django.contrib.sessions.backends.db": DatabaseSource,
+    "django.contrib.sessions.backends.cached_db": DatabaseSource,
+    "django.contrib.sessions.backends.cache": CacheSource,
 }
+"""The values of `SESSION_ENGINE` whose sessions can be taken over."""
 
 
 def source_of(declared: Any, principal: _Principal | None) -> Source | None:
     """Return the source that `READ_THROUGH` means.
 
     Args:
-        declared: None; a module with a `SessionStore` of Django's, which was the `SESSION_ENGINE`;
-            or a source of `asyncsession.migration`.
+        declared: None, one of `ENGINES`, or a source of `asyncsession.migration`.
         principal: says whom a session of Django's belongs to.
 
     Raises:
-        ConfigurationError: an engine whose sessions cannot be taken over.
+        ConfigurationError: it is none of these.
     """
     if declared is None:
         return None
-    engine = getattr(declared, "__name__", "")
-    if isinstance(engine, str) and engine.startswith(_BACKENDS):
-        kind = _SOURCES.get(engine.removeprefix(_BACKENDS))
-        if kind is not None:
-            return kind(principal)
-    elif callable(getattr(declared, "is_id", None)) and callable(getattr(declared, "decode", None)):
+    if isinstance(declared, str) and declared in ENGINES:
+        return ENGINES[declared](principal)
+    if callable(getattr(declared, "is_id", None)) and callable(getattr(declared, "decode", None)):
         source: Source = declared
         return source
     raise ConfigurationError(
-        "ASYNCSESSION: READ_THROUGH: the SESSION_ENGINE that there was, one of "
-        + ", ".join(f"{_BACKENDS}{name}" for name in _SOURCES)
-        + "; or a source of asyncsession.migration"
+        f"ASYNCSESSION: READ_THROUGH: the SESSION_ENGINE that there was, one of {', '.join(ENGINES)}"
+        "; or a source of asyncsession.migration"
     )
 
 

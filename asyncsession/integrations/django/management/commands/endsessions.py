@@ -35,4 +35,4 @@ class Command(UserCommand):
             kept = next((one for one in sessions_of(user) if one.handle == keep), None)
             if kept is None:
                 raise CommandError(f"user {username!r} has no session {keep!r}; nothing was ended")
-        self.stdout.write(f"{end_sessions(user, keep=kept)} sessions ended")
+        self.stdout.write(f"sessions ended: {end_sessions(user, keep=kept)}")
