@@ -121,7 +121,7 @@ async def log_in_anew(tab: Page) -> None:
 async def test_a_slow_request_of_the_session_before_does_not_log_out(
     browser: Browser, manager: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncsession.integrations.exchange._PROMPT", 0.0)  # slower than the user
+    monkeypatch.setattr("asyncsession.integrations.exchange.PROMPT", 0.0)  # slower than the user
     gate = Gate(note="of the session before")
     async with surf(browser, make_site(manager, gate.slow, secure=False)) as user:
         tab, other = await user.open("/home"), await user.open("/home")

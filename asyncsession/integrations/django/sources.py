@@ -192,8 +192,8 @@ def source_of(declared: Any, principal: _Principal | None) -> Source | None:
         source: Source = declared
         return source
     raise ConfigurationError(
-        f"ASYNCSESSION: READ_THROUGH: the SESSION_ENGINE that there was, one of {', '.join(ENGINES)}"
-        "; or a source of asyncsession.migration"
+        "ASYNCSESSION: READ_THROUGH: the SESSION_ENGINE that there was, one of "
+        f"{', '.join(ENGINES)}; or a source of asyncsession.migration"
     )
 
 
