@@ -35,7 +35,9 @@ _LONGEST_RENEWAL = 60.0  # or once in so many seconds, if that is shorter
 
 def ends_at(session: Mapping[str, Any]) -> float | None:
     """Return when a custom expiry ends a session, in seconds since 1970; None if none does."""
-    expiry = session.get(EXPIRY)
+    if EXPIRY not in session:  # which costs less than to get what nearly no session has
+        return None
+    expiry = session[EXPIRY]
     if not expiry:
         return None
     if isinstance(expiry, str):
@@ -52,7 +54,7 @@ def has_ended(session: Mapping[str, Any], settings: Settings) -> bool:
 
 def renew(session: Session, settings: Settings) -> None:
     """Put down when a session ends that is about to be saved."""
-    seconds = session.get(EXPIRY)
+    seconds = session[EXPIRY] if EXPIRY in session else None
     if not isinstance(seconds, (int, float)) or not seconds:
         if ENDS in session:
             del session[ENDS]

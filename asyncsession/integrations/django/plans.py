@@ -43,6 +43,7 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
         self._declared: bool | None = None  # nobody has said; what has changed is what counts
+        self._loaded: Session | None = None
         self._clears = False
         self._is_concluded = False
         self._loaded_at = 0.0
@@ -67,6 +68,12 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         session = self._loaded
         return session is not None and session.is_stale
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether `CommitMiddleware` has committed, and nothing has changed since."""
+        session = self._loaded
+        return self._is_concluded and session is not None and not session.modified
+
     def is_empty(self) -> bool:
         """Tell whether there is no session, so that a cookie of it may be cleared."""
         if self.is_stale and not self.is_attended:
@@ -85,12 +92,12 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         if session is not None:
             log, fresh = session.log, Session()
             fresh.is_stale = session.is_stale
-            self._session_cache = fresh if log is None else session.restarted(log)
+            self._loaded = fresh if log is None else session.restarted(log)
         self._clears, self._declared = False, None
 
     def forget(self) -> None:
         """Be without a session from now on."""
-        self._session_cache = Session()
+        self._loaded = Session()
         self._session_key = None
         self._clears, self._declared = False, None
 
@@ -110,15 +117,21 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         return False
 
     @property
-    def _loaded(self) -> Session | None:
-        session: Session | None = self.__dict__.get("_session_cache")
-        return session
+    def _session_cache(self) -> Session:
+        """The session under Django's own name, by which others look whether it is loaded."""
+        if self._loaded is None:
+            raise AttributeError("the session is not loaded")
+        return self._loaded
+
+    @_session_cache.deleter
+    def _session_cache(self) -> None:
+        self._loaded = None
 
     def _keep(self, session: Session) -> Session:
         """Take what was loaded, unless another task of this request was faster."""
         kept = self._loaded
         if kept is None:
-            kept = self._session_cache = session
+            kept = self._loaded = session
             if self._clears:
                 kept.clear()
                 self._clears = False
@@ -156,7 +169,7 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         session, before = Session(), self._loaded
         if before is not None:
             session.update(before)
-        self._session_cache = session
+        self._loaded = session
         yield from self._commit(settings, session)
         self.modified = True
 
@@ -167,8 +180,6 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         session = yield from self._own(settings, no_load=must_create)
         if is_unseen and session.is_new and not session.is_stale and not must_create:
             raise UpdateError
-        if self._is_concluded and not session.modified:
-            return
         if session.is_new and session.is_stale:
             if self.is_attended:
                 raise SessionConflict(_ROTATED)

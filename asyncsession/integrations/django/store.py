@@ -123,11 +123,13 @@ class SessionStore(PlannedStore):
                 there is no `CommitMiddleware`. What was changed is in the session in that case.
             What `SessionManager.save` raises but for `SessionGone`.
         """
-        self._run(self._saving, must_create)
+        if not self.is_settled:
+            self._run(self._saving, must_create)
 
     async def asave(self, must_create: bool = False) -> None:
         """See `save`."""
-        await self._arun(self._saving, must_create)
+        if not self.is_settled:
+            await self._arun(self._saving, must_create)
 
     def delete(self, session_key: str | None = None) -> None:
         """End a session, by default this one. Requests under way do not bring it back."""
