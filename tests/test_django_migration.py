@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -13,7 +12,8 @@ from django.contrib.sessions.models import Session
 from django.core.cache import caches
 from django.test import Client, override_settings
 from django.utils import timezone
-from support.django import COOKIE, ENGINE, database, engine, serve_asgi
+from support.django import COOKIE, ENGINE, database, engine, in_thread, serve_asgi
+from support.django_way import HAS_AWAITED_MAPPING
 from support.servers import Server
 
 from asyncsession.ids import is_session_id
@@ -130,10 +130,11 @@ def test_a_custom_expiry_comes_along(move: Move) -> None:
     assert SessionStore(key_of(browser)).get_expiry_age() == 300
 
 
+@pytest.mark.skipif(not HAS_AWAITED_MAPPING, reason="Django before 5.1 has no methods to await")
 async def test_on_an_event_loop(get_server: Callable[[str], Server]) -> None:
-    await asyncio.to_thread(database)
+    await in_thread(database)
     with engine(get_server("valkey9").url, READ_THROUGH=f"{BACKENDS}db"):
-        former = key_of(await asyncio.to_thread(Move(f"{BACKENDS}db").before, login="ada"))
+        former = key_of(await in_thread(Move(f"{BACKENDS}db").before, login="ada"))
         async with serve_asgi() as browser:
             browser.cookies.set(COOKIE, former, domain="127.0.0.1")
             assert (await browser.get("/a/who")).text == "ada"

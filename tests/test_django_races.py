@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from support.django import COOKIE, database, engine, serve_asgi, serve_wsgi, session_id
+from support.django import COOKIE, database, engine, in_thread, serve_asgi, serve_wsgi, session_id
 from support.django_site import GATES, Gate, change
+from support.django_way import HAS_AWAITED_MAPPING
 from support.servers import Server
 
 from asyncsession.ids import is_session_id
@@ -53,8 +54,10 @@ def store(get_server: Callable[[str], Server]) -> Iterator[None]:
 @pytest.fixture(params=["threads", "loop"])
 async def site(request: pytest.FixtureRequest, store: None) -> AsyncIterator[Site]:
     """The project, by threads and by an event loop."""
-    await asyncio.to_thread(database)
+    await in_thread(database)
     is_loop = request.param == "loop"
+    if is_loop and not HAS_AWAITED_MAPPING:
+        pytest.skip("Django before 5.1 has no methods to await")
     serve: Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
     serve = serve_asgi if is_loop else serve_wsgi
     async with serve() as browser:

@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.contrib.sessions.backends.base import UpdateError
-from django.test import AsyncClient, Client, override_settings
+from django.test import Client, override_settings
 from redis import Redis
 from support.django import COOKIE, ENGINE, MIDDLEWARE, engine
 from support.django_site import change
 from support.servers import Server
 
-from asyncsession import StoreUnavailable, TooManySessions
+from asyncsession import TooManySessions
 from asyncsession.ids import new_id
-from asyncsession.integrations.django import SessionStore, aclose, middleware
+from asyncsession.integrations.django import SessionStore, middleware
 from asyncsession.integrations.django.config import current
 
 BARE = [name for name in MIDDLEWARE if not name.startswith(ENGINE)]
@@ -367,33 +366,3 @@ def test_mistakes_of_the_application_stay_exceptions(browser: Client) -> None:
 def test_an_error_that_is_not_of_the_session_passes_by(browser: Client) -> None:
     response = do(browser, lambda request: [].pop())
     assert (response.status_code, b"session" in response.content) == (500, False)
-
-
-async def test_the_middleware_awaits(caplog: pytest.LogCaptureFixture) -> None:
-    """And where Django has no thread to wait in, nothing blocks."""
-    store = SessionStore()
-    await store.aset("seat", 1)
-    await store.asave()
-    key = store.session_key
-    browser = AsyncClient(raise_request_exception=False)
-    browser.cookies[COOKIE] = key
-
-    async def act(request: Any) -> None:
-        await request.session.aset("seat", 2)
-        other = SessionStore(key)
-        await other.aset("seat", 3)
-        await other.asave()
-
-    change["act"] = act
-    assert (await browser.post("/a/do/act")).status_code == 409
-
-    async def fail(request: Any) -> None:
-        raise StoreUnavailable("down")
-
-    async def vanish(request: Any) -> None:
-        raise UpdateError
-
-    for act, status in ((fail, 503), (vanish, 409)):
-        change["act"] = act
-        assert (await browser.post("/a/do/act")).status_code == status
-    await aclose()

@@ -11,11 +11,11 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import django
 import httpx
@@ -24,6 +24,7 @@ from django.core.asgi import get_asgi_application
 from django.core.management import call_command
 from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
 from django.core.wsgi import get_wsgi_application
+from django.db import connections
 from django.test import override_settings
 
 from support.web import serve
@@ -35,6 +36,7 @@ __all__ = [
     "PATIENCE",
     "database",
     "engine",
+    "in_thread",
     "serve_asgi",
     "serve_wsgi",
     "session_id",
@@ -49,6 +51,8 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
 ]
+T = TypeVar("T")
+
 _APPS = ["admin", "auth", "contenttypes", "messages", "sessions"]
 PATIENCE = 20.0  # seconds after which a test gives up; none waits so long
 
@@ -100,13 +104,24 @@ class _Quiet(WSGIRequestHandler):  # type: ignore[misc]  # Django has no types
 def database() -> int:
     """Make the tables and the user `ada`, an admin; return the process that has them."""
     from django.contrib.auth.models import User
-    from django.db import connection
 
     call_command("migrate", run_syncdb=True, verbosity=0)
     User.objects.create_superuser("ada", password="lovelace")
     User.objects.create_user("bob", password="builder")
-    connection.close()
+    connections.close_all()
     return os.getpid()
+
+
+async def in_thread(function: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Call what uses the database, in a thread that leaves no connection open."""
+
+    def call() -> T:
+        try:
+            return function(*args, **options)
+        finally:
+            connections.close_all()
+
+    return await asyncio.to_thread(call)
 
 
 @contextmanager

@@ -54,8 +54,7 @@ _USER = "_auth_user_id"  # `django.contrib.auth.SESSION_KEY`
 
 def user_principal(session: Mapping[str, Any]) -> str | None:
     """Return `"user:42"` for a session that user 42 has logged in to, None for an anonymous one."""
-    user_id = session[_USER] if _USER in session else None
-    return None if user_id is None else f"user:{user_id}"
+    return f"user:{session[_USER]}" if _USER in session else None
 
 
 class AsyncManager(SessionManager):

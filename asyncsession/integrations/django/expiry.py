@@ -54,7 +54,7 @@ def has_ended(session: Mapping[str, Any], settings: Settings) -> bool:
 
 def renew(session: Session, settings: Settings) -> None:
     """Put down when a session ends that is about to be saved."""
-    seconds = session[EXPIRY] if EXPIRY in session else None
+    seconds = session.get(EXPIRY, 0)
     if not isinstance(seconds, (int, float)) or not seconds:
         if ENDS in session:
             del session[ENDS]
