@@ -15,6 +15,7 @@ from support.servers import Server
 
 from asyncsession import StoreUnavailable
 from asyncsession.integrations.django import SessionStore, aclose
+from asyncsession.integrations.django.config import BlockingManager
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +64,16 @@ async def test_the_middleware_awaits(caplog: pytest.LogCaptureFixture) -> None:
     for act, status in ((fail, 503), (vanish, 409)):
         change["act"] = act
         assert (await browser.post("/a/do/act")).status_code == status
+
+
+@pytest.mark.skipif(not HAS_AWAITED_MAPPING, reason="Django before 5.1 has no methods to await")
+async def test_an_asynchronous_request_waits_in_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise AssertionError("it waits in a thread")
+
+    monkeypatch.setattr(BlockingManager, "run", fail)
+    browser = AsyncClient()
+    for item in "ab":
+        assert (await browser.get(f"/a/visit/{item}")).status_code == 200
+    assert (await browser.get("/a/look")).json()["cart"] == ["a", "b"]
+    assert (await browser.get("/a/logout")).cookies[COOKIE].value == ""
