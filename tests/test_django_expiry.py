@@ -14,6 +14,7 @@ from support.django import engine
 from support.django_way import HAS_AWAITED_MAPPING, Way
 from support.servers import Server
 
+from asyncsession.ids import session_handle
 from asyncsession.integrations.django import SessionStore, aclose, expiry
 from asyncsession.integrations.django.config import current
 
@@ -101,12 +102,11 @@ async def test_unchanged_sessions_put_it_off_now_and_then(
         assert ((await way.shown(key))[expiry.ENDS] > before) is is_written
 
 
-def kept(server: Server, key: str | None) -> float:
-    """Return for how many seconds the store keeps a session."""
-    settings = current().blocking.settings
-    session = current().blocking.load(key)
+def kept(server: Server, key: str) -> float:
+    """Return for how many seconds the store keeps a session; to load it would put that off."""
+    name = current().blocking.settings.key(session_handle(key))
     with Redis.from_url(server.url) as redis:
-        return int(redis.pttl(settings.key(session.handle))) / 1000
+        return int(redis.pttl(name)) / 1000
 
 
 @pytest.mark.parametrize(
