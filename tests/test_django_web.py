@@ -343,6 +343,21 @@ def test_one_session_too_many(browser: Client, server: Server) -> None:
             store.save()
 
 
+def test_a_visitor_who_may_not_log_in_keeps_what_they_had(server: Server) -> None:
+    """The key was cycled before the login was refused, and the browser is told so."""
+
+    def log_in(request: Any) -> None:
+        request.session.cycle_key()
+        request.session["_auth_user_id"] = "1"
+
+    with engine(server.url, MAX_SESSIONS=1, WHEN_FULL="refuse"):
+        assert do(Client(), log_in).status_code == 200
+        browser = with_cookie(key := stored(cart=["a"]))
+        assert do(browser, log_in).status_code == 403
+        assert browser.cookies[COOKIE].value != key
+        assert browser.get("/look").json() == {"cart": ["a"]}
+
+
 def test_a_session_that_cannot_be_read_is_left_and_its_cookie_cleared(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,6 +42,7 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
+        self._sent_key = session_key
         self._declared: bool | None = None  # nobody has said; what has changed is what counts
         self._loaded: Session | None = None
         self._clears = False
@@ -87,13 +88,18 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         return time.monotonic() - self._loaded_at
 
     def abandon(self) -> None:
-        """Forget what has not been saved: the request has failed."""
+        """Forget what has not been saved: the request has failed.
+
+        A key that it has got before is told to the browser nevertheless: the old one leads nowhere.
+        """
         session = self._loaded
         if session is not None:
             log, fresh = session.log, Session()
             fresh.is_stale = session.is_stale
             self._loaded = fresh if log is None else session.restarted(log)
-        self._clears, self._declared = False, None
+        is_moved = self._session_key not in (None, self._sent_key)
+        self._clears, self._declared = False, is_moved or None
+        self._is_concluded = True
 
     def forget(self) -> None:
         """Be without a session from now on."""
