@@ -192,12 +192,13 @@ async def test_flush_ends_the_session_and_begins_another(way: Way) -> None:
     assert await way.shown(store.session_key) == {"b": 2}
 
 
-async def test_flush_ends_the_session_wherever_it_has_moved(way: Way) -> None:
+@pytest.mark.parametrize("method", ["flush", "delete"])
+async def test_a_session_is_ended_wherever_it_has_moved(way: Way, method: str) -> None:
     key = await way.stored(a=1)
     slow, login = SessionStore(key), SessionStore(key)
     await way(slow, "get", "a")
     await way(login, "cycle_key")
-    await way(slow, "flush")
+    await way(slow, method)
     assert not await way(slow, "exists", login.session_key)
 
 

@@ -86,18 +86,19 @@ async def test_seconds_count_from_the_last_save(way: Way, monkeypatch: pytest.Mo
             await way(store, "save")
 
 
-async def test_unchanged_sessions_put_it_off_now_and_then(
+async def test_it_is_put_off_by_each_change_and_else_now_and_then(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with `SESSION_SAVE_EVERY_REQUEST`."""
+    """Else is `SESSION_SAVE_EVERY_REQUEST`."""
     store = SessionStore(key := await way.stored(a=1))
     await way(store, "set_expiry", 100)
     await way(store, "save")
     now = expiry._now(current().blocking.settings)
-    for passed, is_written in [(5, False), (15, True)]:
+    for passed, change, is_written in [(5, {}, False), (6, {"a": 2}, True), (17, {}, True)]:
         monkeypatch.setattr(expiry, "_now", lambda _, passed=passed: now + passed)
         store = SessionStore(key)
         before = (await way.shown(key))[expiry.ENDS]
+        await way(store, "update", change)
         await way(store, "save")
         assert ((await way.shown(key))[expiry.ENDS] > before) is is_written
 

@@ -19,7 +19,7 @@ from support.servers import Server
 from asyncsession.ids import is_session_id
 from asyncsession.integrations.django import SessionStore, end_sessions
 from asyncsession.integrations.django.config import current
-from asyncsession.integrations.django.sources import ENGINES, DatabaseSource
+from asyncsession.integrations.django.sources import ENGINES, CacheSource, DatabaseSource
 
 BACKENDS = "django.contrib.sessions.backends."
 JSON = {"SERIALIZER": "django_redis.serializers.json.JSONSerializer"}
@@ -206,6 +206,28 @@ def test_a_database_that_is_down_is_an_outage(
     monkeypatch.setattr(DatabaseSource, "find", fail)
     with engine("memory://django", READ_THROUGH=f"{BACKENDS}db"):
         assert browser.get("/look").status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("expiry", "seconds"),
+    [
+        (None, 1_209_600),
+        (0, 1_209_600),
+        (300, 300),
+        ((timezone.now() + timedelta(days=30)).isoformat(), 30 * 86_400),
+    ],
+    ids=str,
+)
+def test_how_long_a_cache_may_keep_a_session(expiry: Any, seconds: float) -> None:
+    """The mark that it was taken over outlives it; no cache of Django's can be asked."""
+    cache = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "kept"}
+    with override_settings(CACHES={"default": cache}):
+        caches["default"].set(
+            "django.contrib.sessions.cache" + "a" * 32, {"_session_expiry": expiry}
+        )
+        found = CacheSource(None).find("a" * 32)
+        assert found is not None
+        assert abs(found[1] / 1000 - seconds) < 60
 
 
 def test_the_engines_are_those_of_django() -> None:

@@ -130,3 +130,12 @@ async def test_a_rotated_id_neither_sets_nor_clears_the_cookie(site: Site) -> No
     site.browser.cookies.set(COOKIE, new, domain="127.0.0.1")
     assert "x" not in (await site.get("look")).json()
     assert (await site.get("who")).text == "ada"
+
+
+async def test_a_login_that_is_sent_twice_at_once(site: Site) -> None:
+    """A double click: one session, and neither response takes its cookie away."""
+    await site.get("visit/first")
+    twice = (site.post("login/ada", password="lovelace") for _ in range(2))
+    assert [response.status_code for response in await asyncio.gather(*twice)] == [302, 302]
+    assert (await site.get("who")).text == "ada"
+    assert (await site.get("look")).json()["views"] == 1

@@ -43,6 +43,7 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
         self._sent_key = session_key
+        self._next_key: str | None = None  # what `cycle_key` has promised, and the commit will do
         self._declared: bool | None = None  # nobody has said; what has changed is what counts
         self._loaded: Session | None = None
         self._clears = False
@@ -73,7 +74,8 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
     def is_settled(self) -> bool:
         """Whether `CommitMiddleware` has committed, and nothing has changed since."""
         session = self._loaded
-        return self._is_concluded and session is not None and not session.modified
+        is_open = not self._is_concluded or self._next_key is not None
+        return not is_open and session is not None and not session.modified
 
     def is_empty(self) -> bool:
         """Tell whether there is no session, so that a cookie of it may be cleared."""
@@ -97,6 +99,8 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
             log, fresh = session.log, Session()
             fresh.is_stale = session.is_stale
             self._loaded = fresh if log is None else session.restarted(log)
+            self._session_key = None if log is None else session.id
+        self._next_key = None
         is_moved = self._session_key not in (None, self._sent_key)
         self._clears, self._declared = False, is_moved or None
         self._is_concluded = True
@@ -104,7 +108,7 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
     def forget(self) -> None:
         """Be without a session from now on."""
         self._loaded = Session()
-        self._session_key = None
+        self._session_key = self._next_key = None
         self._clears, self._declared = False, None
 
     @property
@@ -171,7 +175,12 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         self._session_key = None if session.is_new else session.id
         return session
 
+    def _existing(self, settings: Settings, session_key: str | None) -> Machine[bool]:
+        yield from self._cycled(settings)
+        return (yield from finding(settings, session_key))
+
     def _creating(self, settings: Settings) -> Machine[None]:
+        yield from self._cycled(settings)
         session, before = Session(), self._loaded
         if before is not None:
             session.update(before)
@@ -199,6 +208,7 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
             raise UpdateError("another request has given the session a new key")
 
     def _deleting(self, settings: Settings, session_key: str | None) -> Machine[None]:
+        yield from self._cycled(settings)
         own, session = self.session_key, self._loaded
         if session_key is None:
             session_key = own
@@ -217,19 +227,30 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         self.modified = True
 
     def _cycling(self, settings: Settings) -> Machine[None]:
-        self.accessed = True
+        self.accessed = self.modified = True
         session = yield from self._own(settings)
-        self._prepare(settings, session)
+        if session.is_new and not session.was_sent:
+            session.assign(sibling_id(session.id))
+            session.is_stale = False  # this begins a session of its own, which deserves its cookie
+            self._session_key = session.id
+            return
+        self._next_key = sibling_id(session.id)
+        if self.is_attended:  # then a commit follows, and can have the login with it in one step
+            self._session_key = self._next_key
+        else:
+            yield from self._cycled(settings)
+
+    def _cycled(self, settings: Settings) -> Machine[None]:
+        """Do at once what `cycle_key` has promised, if it has."""
+        if self._next_key is None:
+            return
         try:
-            yield from verbs.rotate(expiry.kept_for(session, settings), session)
+            yield from self._commit(settings, (yield from self._own(settings)))
         except SessionGone as gone:
             self.forget()
             raise SessionInterrupted(
                 "The request's session was deleted before the request completed."
             ) from gone
-        if not session.is_stale:
-            self._session_key = session.id
-        self.modified = True
 
     def _concluding(self, settings: Settings, is_safe: bool) -> Machine[bool]:
         session = yield from self._own(settings)
@@ -245,6 +266,8 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
             try:
                 yield from self._commit(settings, session)
             except SessionGone:
+                if self._next_key is not None:
+                    raise  # a login, and not one that the page may report as done
                 self.forget()
                 return False
         self._is_concluded = True
@@ -257,15 +280,16 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
             # An empty session is not written, but a move to another id is.
             yield from verbs.save(kept, session, sibling_id(session.id))
         else:
-            commit = yield from verbs.save(kept, session)
+            is_ours = not session.is_stale  # else the key is another's to change
+            commit = yield from verbs.save(kept, session, self._next_key if is_ours else None)
+            self._next_key = None
             is_sought = is_sought and not commit.attempts
             if commit.attempts:
                 self.modified = True  # it still was, and the cookie is renewed for that
         lasting = expiry.kept_for(session, settings)  # another request may have asked for longer
         if is_sought or lasting.idle_timeout > kept.idle_timeout:
             yield from verbs.touch(lasting, session)
-        if not session.is_stale:
-            self._session_key = session.id
+        self._session_key = session.id
 
     def _prepare(self, settings: Settings, session: Session) -> None:
         """Put down what is derived from the content: when it ends, and whose it is."""

@@ -20,7 +20,7 @@ from django.utils.asyncio import async_unsafe
 
 from asyncsession.ids import new_id
 from asyncsession.integrations.django.config import current
-from asyncsession.integrations.django.plans import PlannedStore, finding
+from asyncsession.integrations.django.plans import PlannedStore
 from asyncsession.protocol import Machine
 from asyncsession.session import Session
 
@@ -95,11 +95,11 @@ class SessionStore(PlannedStore):
 
     def exists(self, session_key: str | None) -> bool:
         """Tell whether there is a live session with this key."""
-        return self._run(finding, session_key)
+        return self._run(self._existing, session_key)
 
     async def aexists(self, session_key: str | None) -> bool:
         """See `exists`."""
-        return await self._arun(finding, session_key)
+        return await self._arun(self._existing, session_key)
 
     def create(self) -> None:
         """Begin a session with a new key, with what this one holds, and store it even if empty."""
@@ -156,7 +156,9 @@ class SessionStore(PlannedStore):
         """Move the session to a new key, as a login does; what is not saved yet goes along.
 
         The old key loads nothing from then on. Requests that have loaded the session before commit
-        to it nevertheless (ASVS 5.0 7.2.4).
+        to it nevertheless (ASVS 5.0 7.2.4). In a request that `CommitMiddleware` attends to, this
+        takes effect when the session is saved, together with the login that it is for; else at
+        once.
 
         Raises:
             SessionInterrupted: the session was ended meanwhile.
