@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from django.contrib.sessions.models import Session
 from django.core.cache import caches
 from django.test import Client, override_settings
 from django.utils import timezone
@@ -144,6 +143,8 @@ async def test_on_an_event_loop(get_server: Callable[[str], Server]) -> None:
 @pytest.fixture
 def rows(get_server: Callable[[str], Server]) -> Iterator[Callable[..., Client]]:
     """Return a browser with the key of a row in the database."""
+    from django.contrib.sessions.models import Session  # once Django is set up
+
     database()
 
     def browser(data: str, ends: datetime | None = None) -> Client:

@@ -240,6 +240,18 @@ def test_what_comes_with_a_rotated_id_is_not_saved(
     assert shown(rotated) == {"a": 1}
 
 
+def test_a_view_that_saves_with_a_rotated_id_by_itself() -> None:
+    rotated = rotate(key := stored(a=1))
+
+    def act(request: Any) -> None:
+        request.session["b"] = 2
+        request.session.save()
+
+    response = do(with_cookie(key), act)
+    assert (response.status_code, COOKIE in response.cookies) == (409, False)
+    assert shown(rotated) == {"a": 1}
+
+
 def test_bare_a_rotated_id_is_not_cleared_nor_set() -> None:
     with override_settings(MIDDLEWARE=BARE):
         rotate(key := stored(a=1))
