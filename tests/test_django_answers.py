@@ -104,6 +104,32 @@ def test_a_visitor_who_may_not_log_in_keeps_what_they_had(server: Server, is_mov
         assert browser.get("/look").json() == {"cart": ["a"]}
 
 
+def test_after_a_refusal_nothing_is_tried_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`SessionMiddleware` saves what is left, which is nothing, and sends the key that it has."""
+    plans, run = [], SessionStore._run
+
+    def note(self: Any, plan: Any, *args: Any) -> Any:
+        plans.append(plan.__name__)
+        return run(self, plan, *args)
+
+    def log_in(request: Any) -> None:
+        request.session.cycle_key()
+        request.session["_auth_user_id"] = "1"
+
+    with (
+        engine(server.url, MAX_SESSIONS=1, WHEN_FULL="refuse"),
+        override_settings(SESSION_SAVE_EVERY_REQUEST=True),
+    ):
+        assert do(Client(), log_in).status_code == 200
+        browser = with_cookie(key := stored(cart=["a"]))
+        monkeypatch.setattr(SessionStore, "_run", note)
+        response = do(browser, log_in)
+        assert (response.status_code, response.cookies[COOKIE].value) == (403, key)
+        assert plans == ["_cycling", "_concluding"]
+
+
 def test_a_session_that_cannot_be_read_is_left_and_its_cookie_cleared(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
