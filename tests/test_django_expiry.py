@@ -49,7 +49,7 @@ def later(seconds: float) -> datetime:
         (timedelta(seconds=10), 10, False),
         (later(3600), 3600, False),
     ],
-    ids=str,
+    ids=["none", "at-close", "seconds", "timedelta", "date"],
 )
 async def test_what_the_cookie_is_told(way: Way, value: Any, age: int, at_close: bool) -> None:
     store = SessionStore()
@@ -61,7 +61,9 @@ async def test_what_the_cookie_is_told(way: Way, value: Any, age: int, at_close:
     assert await way(store, "get_expire_at_browser_close") is at_close
 
 
-@pytest.mark.parametrize("value", [-10, timedelta(seconds=-10), later(-10)], ids=str)
+@pytest.mark.parametrize(
+    "value", [-10, timedelta(seconds=-10), later(-10)], ids=["seconds", "timedelta", "date"]
+)
 async def test_a_session_that_has_expired_is_none(way: Way, value: Any) -> None:
     store = SessionStore(key := await way.stored(a=1))
     await way(store, "set_expiry", value)

@@ -217,7 +217,7 @@ def test_a_database_that_is_down_is_an_outage(
         (300, 300),
         ((timezone.now() + timedelta(days=30)).isoformat(), 30 * 86_400),
     ],
-    ids=str,
+    ids=["none", "at-close", "seconds", "date"],
 )
 def test_how_long_a_cache_may_keep_a_session(expiry: Any, seconds: float) -> None:
     """The mark that it was taken over outlives it; no cache of Django's can be asked."""
