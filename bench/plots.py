@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bench.results import Row, select, spread, values_of
 
-__all__ = ["bars", "curve", "figure", "finish", "logarithmic", "trail"]
+__all__ = ["across", "bars", "curve", "figure", "finish", "logarithmic", "trail"]
 
 mpl.use("Agg")
 
@@ -25,18 +25,22 @@ _STYLES = {
     "starsessions": ("#0072B2", "D"),
     "aiohttp-session": ("#56B4E9", "^"),
     "Litestar": ("#009E73", "<"),
+    "Flask-Session": ("#0072B2", "D"),
+    "Django, django-redis": ("#009E73", "<"),
     "GET and SET": ("#000000", "x"),
+    "GET and SETEX": ("#000000", "x"),
     "redis-py Lock": ("#E69F00", "P"),
     "WATCH and MULTI": ("#999999", "*"),
     "compare-and-set": ("#7A5C00", ">"),
 }
+_GROUPS = "#56B4E9", "#0072B2", "#E69F00", "#D55E00"
 _OTHER = ("#666666", ".")
 _PANEL = 4.6, 3.4  # inches
 
 
-def figure(columns: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its panels, row by row."""
-    drawn = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained")
+def figure(columns: int, rows: int = 1, height: float = _PANEL[1]) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels, row by row, each of a height in inches."""
+    drawn = Figure(figsize=(_PANEL[0] * columns, height * rows), layout="constrained")
     panels = drawn.subplots(rows, columns, squeeze=False)
     return drawn, [panel for line in panels for panel in line]
 
@@ -117,6 +121,28 @@ def bars(
         )
     panel.set_xticks(range(len(groups)), [name(group) for group in groups])
     panel.grid(visible=True, axis="y", alpha=0.25)
+
+
+def across(
+    panel: Axes, rows: Sequence[Row], column: str, metric: str, name: Callable[[Any], str] = str
+) -> None:
+    """Draw a group of bars for each contender, lying, one bar for each value of `column`."""
+    groups = values_of(rows, column)
+    contenders = list(dict.fromkeys(row.contender for row in rows))
+    height = 0.8 / len(groups)
+    for place, (group, colour) in enumerate(zip(groups, _GROUPS, strict=False)):
+        points = [spread(row.metrics[metric]) for row in select(rows, **{column: group})]
+        panel.barh(
+            [at - 0.4 + height * (place + 0.5) for at in range(len(points))],
+            [point.median for point in points],
+            height,
+            label=name(group),
+            color=colour,
+        )
+    panel.set_yticks(range(len(contenders)), contenders, fontsize=8)
+    panel.invert_yaxis()
+    panel.margins(y=0.01)
+    panel.grid(visible=True, axis="x", alpha=0.25)
 
 
 def finish(drawn: Figure, panels: Sequence[Axes], path: Path) -> None:

@@ -13,8 +13,9 @@ from bench.results import Record
 from bench.scenarios import SCENARIOS, Scenario
 from bench.shapes import DESCRIPTION
 
-__all__ = ["page", "render"]
+__all__ = ["own_page", "page", "render"]
 
+_DOCS = Path(__file__).parent.parent / "docs"
 _WIDTH = 100
 _FOLDER = "benchmarks"
 
@@ -64,14 +65,24 @@ python -m bench --render   # the page and the plots again, from the JSON file
 The end-to-end scenario loads the page with `wrk` if that is installed, else with a lean client in
 Python."""
 
+_OWN_PAGE = """\
+The method, the figures and what follows from them have a page of their own: [{page}]({page})."""
+
+# In a page of its own, what stands between these is made anew, and the rest is written by hand.
+_BEGIN = "<!-- Made by `python -m bench {name}` from benchmarks/results.json: do not edit. -->"
+_END = "<!-- The end of what is made. -->"
+
 _QUICK = """\
 **Figures marked *quick* are of a run that only shows that the suite works: they mean nothing.**"""
 
 
 def render(records: Mapping[str, Record], folder: Path, measured: Collection[str]) -> Path:
-    """Write the page, and the plots of what was measured; return the page's path."""
+    """Write the pages, and the plots of what was measured; return the path of the page of all."""
     for name in measured:
         SCENARIOS[name].plot(records[name].rows, folder / _FOLDER / f"{name}.png")
+    for name, record in records.items():
+        if (own := SCENARIOS[name].page) is not None:
+            (folder / own).write_text(own_page(name, record), "utf-8")
     written = folder / "benchmarks.md"
     written.write_text(page(records), "utf-8")
     return written
@@ -89,14 +100,41 @@ def page(records: Mapping[str, Record]) -> str:
     return "\n\n".join([*parts, "## Run it", _RUN]) + "\n"
 
 
-def _section(name: str, scenario: Scenario, record: Record) -> list[str]:
-    return [
-        f"## {scenario.title}",
+def own_page(name: str, record: Record) -> str:
+    """Return the page that a scenario has for itself: the one in the docs, with this record.
+
+    Raises:
+        ValueError: the page in the docs lacks the marks between which the record goes.
+    """
+    scenario = SCENARIOS[name]
+    assert scenario.page is not None
+    written = (_DOCS / scenario.page).read_text("utf-8")
+    begin = _BEGIN.format(name=name)
+    if not 0 < written.find(begin) < written.find(_END):
+        raise ValueError(f"{scenario.page} has no {begin} with a {_END} after it")
+    head, tail = written[: written.index(begin)], written[written.index(_END) :]
+    made = [
+        begin,
+        *([_QUICK] if record.settings["quick"] else []),
         _wrap(scenario.method),
         _settings(record),
-        f"![{scenario.title}][{name}]\n\n[{name}]: {_FOLDER}/{name}.png",
+        _picture(name, scenario),
         scenario.tables(record.rows).rstrip(),
+        *_machines({name: record}),
     ]
+    return head + "\n\n".join([*made, tail])
+
+
+def _section(name: str, scenario: Scenario, record: Record) -> list[str]:
+    title, picture = f"## {scenario.title}", _picture(name, scenario)
+    if scenario.page is not None:
+        return [title, _OWN_PAGE.format(page=scenario.page), _settings(record), picture]
+    tables = scenario.tables(record.rows).rstrip()
+    return [title, _wrap(scenario.method), _settings(record), picture, tables]
+
+
+def _picture(name: str, scenario: Scenario) -> str:
+    return f"![{scenario.title}][{name}]\n\n[{name}]: {_FOLDER}/{name}.png"
 
 
 def _machines(records: Mapping[str, Record]) -> list[str]:

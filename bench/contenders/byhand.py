@@ -14,13 +14,13 @@ from redis.exceptions import WatchError
 
 from bench.contenders.base import Change, RedisContender
 from bench.shapes import LIFETIME
+from bench.sites.locks import LOCK_POLL
 
-__all__ = ["BACKOFF", "LOCK_POLL", "ByHand", "CompareAndSet", "Locked", "Watched"]
+__all__ = ["BACKOFF", "ByHand", "CompareAndSet", "Locked", "Watched"]
 
 T = TypeVar("T")
 
 _LOCK_TIMEOUT = 10  # seconds after which a lock whose owner has died is released
-LOCK_POLL = 0.05  # seconds; of 2 to 100 ms what does well with 8, 32 and 128 writers alike
 BACKOFF = 0.002, 0.25  # seconds; first and longest upper limit of a random pause
 
 

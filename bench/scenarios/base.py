@@ -24,6 +24,7 @@ class Scenario:
         run: measures, and returns a row for each contender and cell.
         tables: Markdown made of the rows.
         plot: draws the rows into a PNG file.
+        page: a page of its own, in place of a section of the page of all.
     """
 
     name: str
@@ -32,3 +33,4 @@ class Scenario:
     run: Callable[[Run], Coroutine[Any, Any, list[Row]]]
     tables: Callable[[list[Row]], str]
     plot: Callable[[list[Row], Path], None]
+    page: str | None = None

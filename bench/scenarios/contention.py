@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.contenders import CONTENDED, GUARDED, Contender, GaveUp
-from bench.contenders.byhand import BACKOFF, LOCK_POLL
+from bench.contenders.byhand import BACKOFF
 from bench.plots import curve, figure, finish, logarithmic
 from bench.results import Row, select, spread, values_of
 from bench.run import Run, WorkNotDone
 from bench.scenarios.base import Scenario
 from bench.shapes import COUNTER, MANY_KEYS
+from bench.sites.locks import LOCK_POLL
 from bench.tables import number, paired, pivot
 
 __all__ = ["CONTENTION", "Race"]

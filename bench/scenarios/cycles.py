@@ -43,31 +43,31 @@ async def _run(run: Run) -> list[Row]:
     return rows
 
 
-def rate_tables(rows: list[Row]) -> str:
-    """Return a table of the rates for each size, by the number of tasks."""
+def rate_tables(rows: list[Row], column: str = "tasks") -> str:
+    """Return a table of the rates for each size, by the number of tasks or threads."""
     parts = []
     for kilobytes in values_of(rows, "kilobytes"):
         own = select(rows, kilobytes=kilobytes)
         parts.append(
             pivot(
                 own,
-                "tasks",
+                column,
                 paired(own, "rate"),
-                heading=lambda tasks: f"{tasks} {'task' if tasks == 1 else 'tasks'}",
+                heading=lambda number: f"{number} {column[:-1] if number == 1 else column}",
                 corner=f"{describe(kilobytes)}, per second",
             )
         )
     return "\n".join(parts)
 
 
-def plot_rates(rows: list[Row], path: Path) -> None:
-    """Draw the rates over the number of tasks, a panel for each size."""
+def plot_rates(rows: list[Row], path: Path, column: str = "tasks") -> None:
+    """Draw the rates over the number of tasks or threads, a panel for each size."""
     sizes = values_of(rows, "kilobytes")
     drawn, panels = figure(2, (len(sizes) + 1) // 2)
     for kilobytes, panel in zip(sizes, panels, strict=False):
-        curve(panel, select(rows, kilobytes=kilobytes), "tasks", "rate")
+        curve(panel, select(rows, kilobytes=kilobytes), column, "rate")
         panel.set_title(describe(kilobytes), fontsize=10)
-        panel.set_xlabel("tasks")
+        panel.set_xlabel(column)
         panel.set_ylabel("per second")
         panel.set_ylim(bottom=0)
     finish(drawn, panels, path)

@@ -29,12 +29,14 @@ class Site:
         browsers: how many.
 
     Attributes:
+        ports: of its workers.
         browsers: with the cookies they were given.
     """
 
     def __init__(self, name: str, ports: list[int], browsers: int) -> None:
         self.name = name
-        self._counts = name != "no session"
+        self.ports = ports
+        self._counts = not name.endswith("no session")
         self.browsers = [_enter(ports[at % len(ports)]) for at in range(browsers)]
         self._views = browsers if self._counts else 0  # that the pages have shown, all together
 
@@ -48,6 +50,7 @@ class Site:
         if outcome.failed:
             raise WorkNotDone(f"{self.name}: {outcome.failed} requests failed")
         return {
+            "answered": outcome.answered,
             "rate": outcome.answered / outcome.seconds,
             "p99": outcome.p99 * 1000,
             "lost": self._lost(outcome.answered) / outcome.answered,
