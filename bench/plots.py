@@ -28,7 +28,6 @@ _STYLES = {
     "Flask-Session": ("#0072B2", "D"),
     "Django, django-redis": ("#009E73", "<"),
     "GET and SET": ("#000000", "x"),
-    "GET and SETEX": ("#000000", "x"),
     "redis-py Lock": ("#E69F00", "P"),
     "WATCH and MULTI": ("#999999", "*"),
     "compare-and-set": ("#7A5C00", ">"),
@@ -126,19 +125,19 @@ def bars(
 def across(
     panel: Axes, rows: Sequence[Row], column: str, metric: str, name: Callable[[Any], str] = str
 ) -> None:
-    """Draw a group of bars for each contender, lying, one bar for each value of `column`."""
-    groups = values_of(rows, column)
+    """Draw a group of lying bars for each contender, one for each value of `column` that it has."""
+    values = values_of(rows, column)
     contenders = list(dict.fromkeys(row.contender for row in rows))
-    height = 0.8 / len(groups)
-    for place, (group, colour) in enumerate(zip(groups, _GROUPS, strict=False)):
-        points = [spread(row.metrics[metric]) for row in select(rows, **{column: group})]
-        panel.barh(
-            [at - 0.4 + height * (place + 0.5) for at in range(len(points))],
-            [point.median for point in points],
-            height,
-            label=name(group),
-            color=colour,
-        )
+    for value, colour in zip(values, _GROUPS, strict=False):
+        places, heights, medians = [], [], []
+        for at, contender in enumerate(contenders):
+            own = [row.cell[column] for row in select(rows, contender)]
+            for row in select(rows, contender, **{column: value}):
+                height = 0.8 / len(own)
+                places.append(at - 0.4 + height * (own.index(value) + 0.5))
+                heights.append(height)
+                medians.append(spread(row.metrics[metric]).median)
+        panel.barh(places, medians, heights, label=name(value), color=colour)
     panel.set_yticks(range(len(contenders)), contenders, fontsize=8)
     panel.invert_yaxis()
     panel.margins(y=0.01)

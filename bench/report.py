@@ -35,13 +35,15 @@ _BIAS = """\
   What stands beside them is the price of protection, not a race between equals.
 - asyncsession sends the calls of all tasks over one connection; all others use redis-py's client,
   with hiredis and a pool that has a connection for every task. Where many tasks run at once, much
-  of a difference comes from that, and not from how sessions are stored.
+  of a difference comes from that, and not from how sessions are stored. With threads, all have a
+  connection for every call that is under way.
 - Sessions here have many keys, of which a request touches one. That suits a format that unpacks
   only what is touched. The cost curves show the opposite, too: everything in one value.
-- What the peers do to cookies and headers is left out, as far as their interfaces allow, except in
-  the end-to-end scenario. JSON is the standard library's where a peer uses that, and msgspec's in
+- What the peers do to cookies and headers is left out, as far as their interfaces allow, except
+  where it is end to end. JSON is the standard library's where a peer uses that, and msgspec's in
   Litestar.
-- All run on asyncio's own event loop, in one process except for the end-to-end scenario."""
+- All but the scenarios with threads run on asyncio's own event loop; all but those that are end to
+  end in one process."""
 
 _METHOD = """\
 All contenders of a scenario take turns against one Valkey server without persistence, over TCP, in
@@ -62,8 +64,8 @@ python -m bench --quick    # a few minutes, to see that it works; writes to buil
 python -m bench --render   # the page and the plots again, from the JSON file
 ```
 
-The end-to-end scenario loads the page with `wrk` if that is installed, else with a lean client in
-Python."""
+The end-to-end scenarios load their pages with `wrk` if that is installed, else with a lean client
+in Python. Of the races, some need a PostgreSQL on the machine ([races.md](races.md))."""
 
 _OWN_PAGE = """\
 The method, the figures and what follows from them have a page of their own: [{page}]({page})."""

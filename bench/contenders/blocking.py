@@ -154,10 +154,10 @@ class DjangoRedis(BlockingContender):
         self._caches.close_all()
 
 
-class Setex(BlockingContender):
-    """redis-py by hand: GET, change, SETEX of one pickle, and no protection at all."""
+class Plain(BlockingContender):
+    """redis-py by hand: GET, change, SET of one pickle, and no protection at all."""
 
-    name = "GET and SETEX"
+    name = "GET and SET"
 
     def __init__(self, url: str) -> None:
         self._redis = Redis.from_url(url)
@@ -184,7 +184,7 @@ class Setex(BlockingContender):
         return session
 
     def _save(self, session_id: str, session: dict[str, Any]) -> None:
-        self._redis.setex(f"session:{session_id}", LIFETIME, pickle.dumps(session))
+        self._redis.set(f"session:{session_id}", pickle.dumps(session), ex=LIFETIME)
 
 
-BLOCKING: tuple[type[BlockingContender], ...] = (SyncSession, FlaskSession, DjangoRedis, Setex)
+BLOCKING: tuple[type[BlockingContender], ...] = (SyncSession, FlaskSession, DjangoRedis, Plain)

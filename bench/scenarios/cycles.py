@@ -70,6 +70,8 @@ def plot_rates(rows: list[Row], path: Path, column: str = "tasks") -> None:
         panel.set_xlabel(column)
         panel.set_ylabel("per second")
         panel.set_ylim(bottom=0)
+    for unused in panels[len(sizes) :]:
+        unused.set_visible(False)
     finish(drawn, panels, path)
 
 

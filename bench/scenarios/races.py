@@ -126,7 +126,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 def _processes(number: int) -> str:
-    return "one process" if number == 1 else f"{number} processes"
+    return {1: "one process", 2: "two processes"}[number]
 
 
 def _tables(rows: list[Row]) -> str:

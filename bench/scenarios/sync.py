@@ -37,13 +37,16 @@ class Threads:
         contender: on a server that has none of its sessions.
         kilobytes: size of each session.
         sessions: how many.
+
+    Attributes:
+        ids: of the sessions.
     """
 
     def __init__(self, contender: BlockingContender, kilobytes: float, sessions: int) -> None:
         self.name = contender.name
         self._contender = contender
         content = MANY_KEYS.build(kilobytes)
-        self._ids = [contender.create(content) for _ in range(sessions)]
+        self.ids = [contender.create(content) for _ in range(sessions)]
         self._done = 0
 
     def cycles(self, threads: int, seconds: float) -> dict[str, float]:
@@ -64,7 +67,7 @@ class Threads:
                 faults.append(fault)
 
         running = [
-            threading.Thread(target=work, args=(self._ids[number::threads], number))
+            threading.Thread(target=work, args=(self.ids[number::threads], number))
             for number in range(threads)
         ]
         for thread in running:
@@ -82,7 +85,7 @@ class Threads:
         Raises:
             WorkNotDone: it is not.
         """
-        found = sum(self._contender.read(one, MANY_KEYS.counted) for one in self._ids)
+        found = sum(self._contender.read(one, MANY_KEYS.counted) for one in self.ids)
         if found != self._done:
             raise WorkNotDone(f"{self.name} counted {self._done} times, and shows {found}")
 

@@ -36,7 +36,7 @@ _BROWSERS = 16
 _LONGER = 6  # times as long as a measurement of the other scenarios
 _WARM_UP = 0.5  # second
 _SHOWN = {
-    "Flask": ("asyncsession", "Flask-Session", "GET and SETEX", "no session"),
+    "Flask": ("asyncsession", "Flask-Session", "GET and SET", "no session"),
     "Django": ("asyncsession", "django-redis", "cached_db", "db", "no session"),
 }
 

@@ -16,10 +16,12 @@ from werkzeug.datastructures import CallbackDict
 
 from bench.shapes import LIFETIME
 
-__all__ = ["ByHand", "CachedCopy", "DeferredWrite", "FieldPerKey", "FieldPerSession", "Setex"]
+__all__ = ["ByHand", "CachedCopy", "DeferredWrite", "FieldPerKey", "FieldPerSession", "Plain"]
 
 
 class _Session(CallbackDict[str, Any], SessionMixin):
+    """A session's content, its id, and what was loaded where the interface compares."""
+
     def __init__(self, initial: dict[str, Any], sid: str) -> None:
         def changed(session: CallbackDict[str, Any]) -> None:
             session.modified = True  # type: ignore[attr-defined]
@@ -27,6 +29,7 @@ class _Session(CallbackDict[str, Any], SessionMixin):
         super().__init__(initial, changed)
         self.sid = sid
         self.modified = False
+        self.loaded: dict[str, Any] = {}
 
 
 class ByHand(SessionInterface, ABC):
@@ -75,8 +78,8 @@ class ByHand(SessionInterface, ABC):
         response.set_cookie(name, session.sid, httponly=True, samesite="Lax")
 
 
-class Setex(ByHand):
-    """GET and SETEX of one pickle."""
+class Plain(ByHand):
+    """GET and SET of one pickle."""
 
     def read(self, sid: str) -> dict[str, Any]:
         return _read(self.redis.get(f"session:{sid}"))
@@ -86,7 +89,7 @@ class Setex(ByHand):
 
     def store(self, sid: str, pickled: bytes) -> None:
         """Write one pickle."""
-        self.redis.setex(f"session:{sid}", LIFETIME, pickled)
+        self.redis.set(f"session:{sid}", pickled, ex=LIFETIME)
 
     def delete(self, sid: str) -> None:
         self.redis.delete(f"session:{sid}")
@@ -114,11 +117,11 @@ class FieldPerKey(ByHand):
 
     def open_session(self, app: Flask, request: Request) -> _Session:
         session = super().open_session(app, request)
-        session.loaded = dict(session)  # type: ignore[attr-defined]
+        session.loaded = dict(session)
         return session
 
     def write(self, session: _Session) -> None:
-        loaded: dict[str, Any] = session.loaded  # type: ignore[attr-defined]
+        loaded = session.loaded
         changed: dict[Any, Any] = {
             key: pickle.dumps(value)
             for key, value in session.items()
@@ -138,7 +141,7 @@ class FieldPerKey(ByHand):
         self.redis.delete(f"session:{sid}")
 
 
-class CachedCopy(Setex):
+class CachedCopy(Plain):
     """The same with a copy in the process that spares the GET."""
 
     def __init__(self, url: str) -> None:
@@ -159,8 +162,8 @@ class CachedCopy(Setex):
         super().delete(sid)
 
 
-class DeferredWrite(Setex):
-    """The same with the SETEX left to a queue that a worker empties, as a Celery task would."""
+class DeferredWrite(Plain):
+    """The same with the SET left to a queue that a worker empties, as a Celery task would."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)

@@ -75,6 +75,7 @@ def create(url: str, *, migrate: bool = False, index: str = "page", **more: Any)
 def create_async(url: str, **more: Any) -> ASGIHandler:
     """Return the site as an ASGI application; the page that is visited most is asynchronous."""
     urlpatterns.insert(0, path("visit/<argument>", _visit))
+    urlpatterns.append(path("", _VIEWS["page"]))
     _configure(url, **more)
     return ASGIHandler()
 

@@ -150,6 +150,12 @@ def _database(place: Place, kind: str, options: dict[str, Any]) -> dict[str, Any
     return {**place.postgres, "OPTIONS": options}
 
 
+def _django_async(place: Place) -> Any:
+    from bench.sites import django_site
+
+    return django_site.create_async(place.redis, SESSION_ENGINE=django_site.ENGINES + "cache")
+
+
 def _bare_django(place: Place) -> Any:
     from bench.sites import django_site
 
@@ -177,7 +183,11 @@ KINDS = {
             "Our session interface; the counter is merged by `merge.counter`.",
             _ours_on_flask,
         ),
-        Kind("Flask, GET and SETEX", "One pickle, by redis-py and by hand.", _flask("Setex")),
+        Kind(
+            "Flask, GET and SET",
+            "One pickle under a key with a lifetime, by redis-py and by hand.",
+            _flask("Plain"),
+        ),
         Kind(
             "Flask-Session",
             "`SESSION_TYPE='redis'`; its other options are the defaults.",
@@ -195,23 +205,23 @@ KINDS = {
         ),
         Kind(
             "Flask, cached copy",
-            "SETEX, and a copy in the process that spares the GET.",
+            "SET, and a copy in the process that spares the GET.",
             _flask("CachedCopy"),
         ),
         Kind(
             "Flask, deferred write",
-            "GET; the SETEX is left to a queue, as to a Celery task.",
+            "GET; the SET is left to a queue, as to a Celery task.",
             _flask("DeferredWrite"),
         ),
         Kind(
             "Flask, thread lock",
-            "GET and SETEX inside a `threading.Lock` around the whole request.",
-            _locked(_flask("Setex"), "in_thread_lock"),
+            "GET and SET inside a `threading.Lock` around the whole request.",
+            _locked(_flask("Plain"), "in_thread_lock"),
         ),
         Kind(
             "Flask, redis-py Lock",
-            "GET and SETEX inside redis-py's lock (SET NX) around the whole request.",
-            _locked(_flask("Setex"), "in_redis_lock"),
+            "GET and SET inside redis-py's lock (SET NX) around the whole request.",
+            _locked(_flask("Plain"), "in_redis_lock"),
         ),
         Kind(
             "Django, asyncsession",
@@ -226,8 +236,14 @@ KINDS = {
         ),
         Kind("Django, django-redis", "Cache sessions on django-redis.", _django()),
         Kind(
+            "Django, django-redis, ASGI",
+            "The same with asynchronous views.",
+            _django_async,
+            "asgi",
+        ),
+        Kind(
             "Django, lock in the view",
-            "The same, with a `threading.Lock` in the view.",
+            "Cache sessions on django-redis, with a `threading.Lock` in the view.",
             _django(middleware="locked_view"),
         ),
         Kind(

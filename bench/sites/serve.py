@@ -67,16 +67,21 @@ def main() -> None:
         importlib.import_module(name)
     gc.freeze()
     ending, end = os.pipe()  # the other end is ours alone, and closes when we end
+    workers = []
     for line in iter(sys.stdin.readline, ""):
         answer, answering = os.pipe()
-        if os.fork() == 0:
+        workers.append(os.fork())
+        if workers[-1] == 0:
             os.close(end)
             os.close(answer)
             _work(Order(*json.loads(line)), ending, answering)
         os.close(answering)
         with os.fdopen(answer) as answers:
-            sys.stdout.write(answers.readline() or "a worker was killed\n")
+            sys.stdout.write(answers.readline() or "it ended before it served\n")
         sys.stdout.flush()
+    os.close(end)
+    for worker in workers:
+        os.waitpid(worker, 0)
 
 
 def _work(order: Order, ending: int, answering: int) -> None:

@@ -55,6 +55,6 @@ def running_workers(
                 process.stdin.flush()
                 printed = process.stdout.readline().strip()
                 if not printed.isdigit():
-                    raise RuntimeError(f"{kind.name}: no worker: {printed}")
+                    raise RuntimeError(f"{kind.name}: {printed}")
                 ports[kind.name].append(int(printed))
         yield ports
