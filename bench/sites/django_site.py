@@ -31,6 +31,7 @@ __all__ = [
 
 ENGINES = "django.contrib.sessions.backends."
 _SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
+_COMMON = "django.middleware.common.CommonMiddleware"
 
 View = Callable[..., HttpResponseBase]
 _lock = threading.Lock()
@@ -49,7 +50,7 @@ def _configure(
         ROOT_URLCONF="bench.sites.django_site",
         INSTALLED_APPS=["django.contrib.sessions"],
         CACHES={"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": url}},
-        MIDDLEWARE=[*before, _SESSIONS, *after],
+        MIDDLEWARE=[*before, _SESSIONS, *after, _COMMON],
         LOGGING_CONFIG=None,
         **more,
     )

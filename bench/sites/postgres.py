@@ -32,6 +32,9 @@ def running_postgres() -> Iterator[dict[str, Any] | None]:
 
     It has the default settings, so that it writes each commit to the disk. None is yielded where
     there is no PostgreSQL.
+
+    Raises:
+        RuntimeError: it does not start; the message holds what it printed.
     """
     binaries = _binaries()
     if binaries is None:
@@ -45,13 +48,16 @@ def running_postgres() -> Iterator[dict[str, Any] | None]:
         if user is not None:
             shutil.chown(name, user)
         data = f"{name}/data"
-        subprocess.run(  # noqa: S603 - the machine's own binaries
+        made = subprocess.run(  # noqa: S603 - the machine's own binaries
             [binaries / "initdb", "-D", data, "-U", "bench", "--auth=trust", "--no-sync"],
             user=user,
-            cwd=name,
-            check=True,
+            cwd="/",
             capture_output=True,
+            check=False,
+            text=True,
         )
+        if made.returncode:
+            raise RuntimeError(f"initdb: {made.stderr}")
         options = {
             "unix_socket_directories": name,
             "listen_addresses": "",
