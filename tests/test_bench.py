@@ -167,7 +167,7 @@ def test_the_suite_runs_and_writes_what_it_measured(folder: Path) -> None:
         assert {"asyncsession", "redis", "starsessions"} <= record.environment["libraries"].keys()
         contenders = {row.contender for row in record.rows}
         assert len(contenders) > 2
-        assert any(contender.startswith("asyncsession") for contender in contenders), name
+        assert any("asyncsession" in contender for contender in contenders), name
         rates = [row.metrics["rate"] for row in record.rows if "rate" in row.metrics]
         assert all(len(values) == 2 for values in rates)
         assert not rates or max(map(max, rates)) > 0
@@ -180,9 +180,9 @@ def test_the_suite_runs_and_writes_what_it_measured(folder: Path) -> None:
         assert all(max(row.metrics["lost"]) == 0 for row in records[name].rows)
     for row in records["races"].rows:
         if "asyncsession" in row.contender:
-            lost = (row.metrics[name] for name in ("lost", "own keys lost", "failed", "back"))
-            assert not any(map(max, lost)), row
-    assert max(max(row.metrics["lost"]) for row in records["races"].rows) > 0.5
+            harm = [row.metrics[name] for name in ("lost", "own keys lost", "failed", "back")]
+            assert not any(max(values) for values in harm), row
+    assert any(max(row.metrics["lost"]) > 0.5 for row in records["races"].rows)
 
     text = (out / "benchmarks.md").read_text("utf-8")
     for name, scenario in SCENARIOS.items():

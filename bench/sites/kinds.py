@@ -145,7 +145,8 @@ def _django(
 def _database(place: Place, kind: str, options: dict[str, Any]) -> dict[str, Any]:
     if kind == "sqlite":
         name = str(place.directory / "sessions.sqlite3")
-        return {"ENGINE": "django.db.backends.sqlite3", "NAME": name, "OPTIONS": options}
+        patient = {"timeout": 20, **options}  # as Django's notes on SQLite have it
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": name, "OPTIONS": patient}
     assert place.postgres is not None
     return {**place.postgres, "OPTIONS": options}
 
@@ -269,7 +270,7 @@ KINDS = {
                 "db",
                 database="sqlite",
                 middleware="atomic",
-                options={"transaction_mode": "IMMEDIATE", "timeout": 20},
+                options={"transaction_mode": "IMMEDIATE"},
             ),
         ),
         Kind(

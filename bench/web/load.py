@@ -62,6 +62,7 @@ def _wrk(wrk: str, browsers: Sequence[Browser], seconds: float) -> str:
     # wrk counts whole seconds.
     duration = f"{max(1, round(seconds))}s"
     words = [wrk, "-t", number, "-c", number, "-d", duration, "-s", str(_SCRIPT)]
+    words += ["--timeout", f"{_GRACE}s"]  # it calls an answer after 2 seconds an error
     return subprocess.run(  # noqa: S603 - fixed words, and a port of our own
         [*words, f"http://127.0.0.1:{browsers[0].port}/"],
         env=os.environ | {"BENCH_BROWSERS": lines},
