@@ -1,7 +1,6 @@
 """Async sessions in Redis with optimistic concurrency."""
 
 from asyncsession import merge
-from asyncsession.draft import Commit
 from asyncsession.errors import (
     CommitOutcomeUnknown,
     ConfigurationError,
@@ -15,6 +14,7 @@ from asyncsession.errors import (
     TooManySessions,
 )
 from asyncsession.manager import SessionManager
+from asyncsession.outcome import Commit
 from asyncsession.session import Session
 from asyncsession.sync import SyncSessionManager
 

@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from asyncsession.blob import FORMAT, Log
-from asyncsession.draft import Commit, Draft, Rerun
+from asyncsession.draft import Draft
 from asyncsession.errors import CommitOutcomeUnknown, SessionConflict
 from asyncsession.machine import Budget, Reply, Settings, give_up, send
+from asyncsession.outcome import Commit, Rerun
 from asyncsession.protocol import Code, Machine, Queue
 from asyncsession.session import Session
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from asyncsession.blob import HEADER_BYTES, Kind, Log, encode_frame, head, key_tag, scan
@@ -22,11 +21,12 @@ from asyncsession.machine import (
 )
 from asyncsession.merge import Refused
 from asyncsession.operations import MISSING, same
+from asyncsession.outcome import Commit
 from asyncsession.protocol import Code
 from asyncsession.session import PRINCIPAL, Change, Session
 from asyncsession.values import pack, pack_value, unpack
 
-__all__ = ["HEADROOM", "Commit", "Draft", "Rerun"]
+__all__ = ["HEADROOM", "Draft"]
 
 ROTATION_GRACE = 120.0
 """Seconds for which commits of requests that loaded before a rotation find the successor: longer
@@ -35,42 +35,6 @@ than web servers and proxies let a request run by default (nginx 60, gunicorn 30
 _MAX_HOPS = 16  # rotations one commit follows
 HEADROOM = 4
 """The log may be this many times `max_bytes` until a commit folds it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What became of a `save`.
-
-    Attributes:
-        version: commits the session has seen, this one included.
-        attempts: times the commit script was answered; 0 if there was nothing to save.
-        merged: keys that others had changed as well, and whose changes were joined.
-        overwritten: keys where one of two concurrent values had to go, and theirs went.
-        dropped: keys where ours went, by policy, or since what it was a change of has gone.
-    """
-
-    version: int
-    attempts: int
-    merged: tuple[str, ...] = ()
-    overwritten: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-
-    def followed_by(self, other: Commit) -> Commit:
-        """Return what became of this commit and the next one together."""
-        return Commit(
-            other.version,
-            self.attempts + other.attempts,
-            tuple(sorted({*self.merged, *other.merged})),
-            tuple(sorted({*self.overwritten, *other.overwritten})),
-            tuple(sorted({*self.dropped, *other.dropped})),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Rerun:
-    """A serialisable change met another one: it has to be computed again on this state."""
-
-    log: Log
 
 
 class Draft:

@@ -13,9 +13,9 @@ from typing import Any, Literal, Self, TypeVar
 import anyio
 
 from asyncsession import adoption, principals, verbs
-from asyncsession.draft import Commit
 from asyncsession.errors import ConfigurationError
 from asyncsession.merge import MergeFunction, Policy, three_way
+from asyncsession.outcome import Commit
 from asyncsession.protocol import Apply, Group, Lost, Pause, Queue, Refused, Together, Transport
 from asyncsession.session import Session
 from asyncsession.setup import checked_principal, checked_settings

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 from asyncsession.blob import FORMAT
 from asyncsession.commit import commit
-from asyncsession.draft import Commit, Rerun
 from asyncsession.errors import CommitOutcomeUnknown, SessionError, SessionGone, TooManySessions
 from asyncsession.handles import HORIZON, end, find, follow
 from asyncsession.ids import session_handle
 from asyncsession.machine import Budget, Reply, Settings, send
+from asyncsession.outcome import Commit, Rerun
 from asyncsession.protocol import Code, Group, Machine, Together
 from asyncsession.session import Session
 

@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from asyncsession import adoption, principals, verbs
-from asyncsession.draft import Commit
 from asyncsession.errors import ConfigurationError
 from asyncsession.merge import MergeFunction, Policy, three_way
+from asyncsession.outcome import Commit
 from asyncsession.protocol import (
     Apply,
     BlockingTransport,

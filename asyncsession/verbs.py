@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from asyncsession.blob import FORMAT, Kind, Log, head
-from asyncsession.draft import Commit, Rerun
 from asyncsession.errors import (
     CommitOutcomeUnknown,
     InvalidSessionData,
@@ -17,6 +16,7 @@ from asyncsession.errors import (
 from asyncsession.handles import HORIZON, MAGIC, end, follow
 from asyncsession.ids import is_session_id, session_handle, sibling_id
 from asyncsession.machine import Budget, Settings, send
+from asyncsession.outcome import Commit, Rerun
 from asyncsession.principals import joining
 from asyncsession.protocol import Apply, Code, Group, Machine, Queue
 from asyncsession.session import Session

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import flask
-import flask_session  # type: ignore[import-untyped]
+import flask_session
 import pytest
 import redis
 from flask.sessions import SecureCookieSessionInterface

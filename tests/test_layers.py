@@ -23,7 +23,7 @@ LAYERS = [
     {"operations"},
     {"delta"},
     {"merge", "blob"},
-    {"session"},
+    {"session", "outcome"},
     {"machine"},
     {"draft", "handles"},
     {"commit"},

@@ -79,9 +79,8 @@ def _flask_session(place: Place) -> Any:
 
 
 def _ours_on_flask(place: Place) -> Any:
-    from asyncsession.integrations.flask import SessionInterface
-
     from asyncsession import SyncSessionManager
+    from asyncsession.integrations.flask import SessionInterface
     from bench.sites import flask_site
 
     manager = SyncSessionManager(place.redis, idle_timeout=LIFETIME, merge=_merge())

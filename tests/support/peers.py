@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import aiohttp.web
 import aiohttp_session
 import flask
-import flask_session  # type: ignore[import-untyped]
+import flask_session
 import httpx
 import redis
 import starsessions
