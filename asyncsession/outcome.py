@@ -1,0 +1,45 @@
+"""What becomes of a commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asyncsession.blob import Log
+
+__all__ = ["Commit", "Rerun"]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What became of a `save`.
+
+    Attributes:
+        version: commits the session has seen, this one included.
+        attempts: times the commit script was answered; 0 if there was nothing to save.
+        merged: keys that others had changed as well, and whose changes were joined.
+        overwritten: keys where one of two concurrent values had to go, and theirs went.
+        dropped: keys where ours went, by policy, or since what it was a change of has gone.
+    """
+
+    version: int
+    attempts: int
+    merged: tuple[str, ...] = ()
+    overwritten: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def followed_by(self, other: Commit) -> Commit:
+        """Return what became of this commit and the next one together."""
+        return Commit(
+            other.version,
+            self.attempts + other.attempts,
+            tuple(sorted({*self.merged, *other.merged})),
+            tuple(sorted({*self.overwritten, *other.overwritten})),
+            tuple(sorted({*self.dropped, *other.dropped})),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """A serialisable change met another one: it has to be computed again on this state."""
+
+    log: Log
