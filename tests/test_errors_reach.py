@@ -46,7 +46,7 @@ async def test_a_certificate_of_another_host(encrypted: Server) -> None:
 
 async def test_without_tls_to_a_port_that_wants_it(encrypted: Server) -> None:
     async with both(f"redis://127.0.0.1:{encrypted.tls_port}", patience=0.4) as pair:
-        await pair.is_unreachable(": ConnectionError: |does not speak the protocol")
+        await pair.is_unreachable(": (Connection|Timeout)Error: |does not speak the protocol")
 
 
 async def test_with_tls_to_a_port_without(encrypted: Server) -> None:

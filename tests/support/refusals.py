@@ -102,7 +102,9 @@ async def every_verb(manager: Any) -> None:
     session["a"], session.principal = 2, user
     await manager.save(session)
     await manager.rotate(session)
-    await manager.touch(session)
+    rotated_at = session.last_seen
+    while session.last_seen == rotated_at:  # a touch in the same millisecond has nothing to note
+        await manager.touch(session)
     await manager.refresh(session)
     await manager.update(session.id, lambda found: found.update(a=3))
     assert len(await manager.sessions_of(user)) == 1
