@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from support.chaos.plan import Plan
@@ -72,3 +75,10 @@ def test_lost_writes_leave_nothing_broken() -> None:
     result = small(("rewind",))
     assert result.events["rewind"] > 0
     assert {violation.rule for violation in result.violations} <= LOSSES
+
+
+@pytest.mark.soak
+def test_a_million_faulted_commits() -> None:
+    """The command of docs/trust.md, which shows how far it is: run this with -s."""
+    command = [sys.executable, "-m", "support.chaos", "--commits", "1000000"]
+    assert subprocess.run(command, cwd=Path(__file__).parent, check=False).returncode == 0

@@ -107,7 +107,6 @@ class _Crew:
     def __init__(self, plan: Plan, number: int, board: SharedBoard, progress: Any) -> None:
         self._plan = plan
         self._number = number
-        self._quota = plan.commits // plan.processes + (number < plan.commits % plan.processes)
         self._progress = progress
         self.diary = Diary(self._note)
         self._clients = [
@@ -129,8 +128,8 @@ class _Crew:
         self._progress[self._number] += 1
 
     def _is_done(self) -> bool:
-        done: int = self._progress[self._number]
-        return done >= self._quota
+        done: int = sum(self._progress)
+        return done >= self._plan.commits
 
     def _options(self) -> dict[str, Any]:
         return {"prefix": PREFIX, "merge": POLICIES, "timeout": self._plan.timeout}
