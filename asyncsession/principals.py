@@ -118,9 +118,10 @@ def joining(
         What `commit` raises.
     """
     budget = Budget(settings.timeout)
-    budget.unsure = session.unanswered is not None
     principal, handle, was_new = session.held_principal, session.handle, session.is_new
     before, index = session.joining, None
+    # What was to join before may have been committed; only its confirmation has not been answered.
+    budget.unsure = session.unanswered is not None or before is not None
     has_begun = before is not None or session.unanswered is not None
     if principal is not None and (principal != session.stored_principal or new_id or before):
         index = _Index(settings, budget, principal)

@@ -17,7 +17,7 @@ from support.scenarios import (
 )
 
 from asyncsession import CommitOutcomeUnknown, StoreUnavailable
-from asyncsession.ids import store_key
+from asyncsession.ids import index_key, store_key
 
 LOSSES = (Fault.DROP, Fault.CUT, Fault.SWALLOW, Fault.LOST, Fault.LATE, Fault.TWICE)
 
@@ -225,3 +225,26 @@ async def test_cancelled_saves_leave_no_connection_out_of_step(real_backend: Bac
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await asyncio.gather(*map(work, range(4)))
+
+
+async def test_rotating_again_after_an_unknown_confirmation(valkey: Backend) -> None:
+    """The rotation was committed, so a refusal of the next one must not pass for "not done"."""
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, timeout=0.4)
+        session = await manager.load()
+        session["n"] = 1
+        await manager.save(session)
+        old = session.id
+        session.principal = "user:1"
+        proxy.decide = lambda r: Fault.SWALLOW if b"confirm" in r else Fault.PASS
+        with pytest.raises(CommitOutcomeUnknown):
+            await manager.rotate(session)
+        assert (await valkey.manager().load(old)).is_new
+        await valkey.redis.rename(
+            index_key(valkey.prefix, "user:1"), index_key(valkey.prefix, "user:2")
+        )
+        await valkey.redis.set(index_key(valkey.prefix, "user:1"), "no list")
+        proxy.decide = lambda _: Fault.PASS
+        with pytest.raises(CommitOutcomeUnknown):
+            await manager.rotate(session)

@@ -216,7 +216,7 @@ class Client:
         old = session.handle
         began = _now()
         outcome = yield from self._commit(name, session, "rotate")
-        if outcome is Outcome.ACKNOWLEDGED and session.is_stale:
+        if outcome is Outcome.ACKNOWLEDGED and (session.is_stale or session.handle == old):
             outcome = Outcome.FAILED  # another was faster
         self._did(name, Kind.ROTATE, began, outcome, value=session.handle, id_name=old)
         if outcome is Outcome.ACKNOWLEDGED and self._board.get(slot)[0] == name:
@@ -316,8 +316,13 @@ class Client:
                 return Outcome.UNREADABLE
             except (StoreUnavailable, SessionConflict) as error:
                 self._surprised(error)
-                # A commit that is not known to be done or not remembers that; a destroy does not.
-                return Outcome.UNKNOWN if is_unsure and verb == "destroy" else Outcome.FAILED
+                if not is_unsure:
+                    return Outcome.FAILED
+                if verb == "destroy":
+                    return Outcome.UNKNOWN  # a session that was not told does not know
+                # A login that was committed and not confirmed leaves nothing to save; see
+                # docs/trust.md.
+                return Outcome.FAILED if session.modified else Outcome.ACKNOWLEDGED
             else:
                 return Outcome.ACKNOWLEDGED
         return Outcome.UNKNOWN

@@ -86,7 +86,7 @@ class Plan:
     sessions: int = 10
     longest: int = 120
     rate: float = 0.06
-    timeout: float = 5.0
+    timeout: float = 10.0
     mutant: str = ""
     kept_ids: int = 0
 
