@@ -43,7 +43,11 @@ class SessionConflict(SessionError):
 
 
 class SessionGone(SessionError):
-    """The session was destroyed or has expired since it was loaded. Nothing is written, ever."""
+    """The session was destroyed or has expired since it was loaded. Nothing is written, ever.
+
+    If an answer had been lost before, the commit may have been done, and seen by others until the
+    session ended. Nothing is left of it.
+    """
 
 
 class SessionTooLarge(SessionError):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.chaos.plan import Plan
+from support.chaos.plan import DEFAULT, Plan
 from support.chaos.runner import Result, run
 from support.history import LOSSES
 from support.mutants import MUTANTS
@@ -75,6 +75,17 @@ def test_lost_writes_leave_nothing_broken() -> None:
     result = small(("rewind",))
     assert result.events["rewind"] > 0
     assert {violation.rule for violation in result.violations} <= LOSSES
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("target", ["cluster", "sentinel"])
+@pytest.mark.parametrize("faults", [DEFAULT, ("failover", "clock")], ids=["kept", "lost"])
+def test_several_servers(target: str, faults: tuple[str, ...]) -> None:
+    """With a replica that takes over in good order nothing is lost, and else nothing is broken."""
+    result = asyncio.run(run(Plan(seed=1, commits=8000, target=target, faults=faults)))
+    assert result.violations == [], f"to replay it: {result.plan.command()}"
+    assert result.told["acknowledged"] >= 8000
+    assert bool(result.refused) == ("failover" in faults)
 
 
 @pytest.mark.soak
