@@ -120,8 +120,9 @@ def joining(
     budget = Budget(settings.timeout)
     principal, handle, was_new = session.held_principal, session.handle, session.is_new
     before, index = session.joining, None
-    # What was to join before may have been committed; only its confirmation has not been answered.
-    budget.unsure = session.unanswered is not None or before is not None
+    # A login that is stored and still joining was committed, and its confirmation not answered.
+    is_unconfirmed = before is not None and before[0] == session.stored_principal
+    budget.unsure = session.unanswered is not None or is_unconfirmed
     has_begun = before is not None or session.unanswered is not None
     if principal is not None and (principal != session.stored_principal or new_id or before):
         index = _Index(settings, budget, principal)
