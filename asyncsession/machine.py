@@ -184,7 +184,7 @@ def send(
 
 
 def give_up(
-    budget: Budget, failure: Refused | Lost | None = None
+    budget: Budget, failure: Exception | None = None
 ) -> StoreUnavailable | CommitOutcomeUnknown:
     """Return the error of an operation that ran out of time or was refused for good."""
     if budget.unsure:

@@ -24,10 +24,18 @@ from typing import Any, NamedTuple
 
 from asyncsession.blob import FORMAT
 from asyncsession.commit import commit
-from asyncsession.errors import CommitOutcomeUnknown, SessionError, SessionGone, TooManySessions
+from asyncsession.errors import (
+    CommitOutcomeUnknown,
+    InvalidSessionData,
+    SessionError,
+    SessionGone,
+    SessionTooLarge,
+    StoreUnavailable,
+    TooManySessions,
+)
 from asyncsession.handles import HORIZON, end, find, follow
 from asyncsession.ids import session_handle
-from asyncsession.machine import Budget, Reply, Settings, send
+from asyncsession.machine import Budget, Reply, Settings, give_up, send
 from asyncsession.outcome import Commit, Rerun
 from asyncsession.protocol import Code, Group, Machine, Together
 from asyncsession.session import Session
@@ -36,6 +44,9 @@ __all__ = ["destroy_all", "joining", "sessions_of"]
 
 _AT_ONCE = 64  # sessions that are looked up together; each may take `max_bytes` of memory
 _PENDING = "?"
+
+# Refusals of a commit that must not pass for those of the login before it.
+_SAYS_NOTHING_OF_BEFORE = (StoreUnavailable, SessionTooLarge, InvalidSessionData)
 
 
 class _Entry(NamedTuple):
@@ -120,19 +131,21 @@ def joining(
     budget = Budget(settings.timeout)
     principal, handle, was_new = session.held_principal, session.handle, session.is_new
     before, index = session.joining, None
-    # A login that is stored and still joining was committed, and its confirmation not answered.
-    is_unconfirmed = before is not None and before[0] == session.stored_principal
-    budget.unsure = session.unanswered is not None or is_unconfirmed
+    budget.unsure = session.unanswered is not None or _is_unconfirmed(session, before)
     has_begun = before is not None or session.unanswered is not None
     if principal is not None and (principal != session.stored_principal or new_id or before):
         index = _Index(settings, budget, principal)
         session.joining = yield from _announce(index, session, new_id, has_begun=has_begun)
+    budget.unsure = False  # of this commit nothing was sent; one that was sent says so by itself
     try:
         outcome = yield from commit(settings, budget, session, new_id=new_id, serial=serial)
     except CommitOutcomeUnknown:
         raise
-    except SessionError:
+    except SessionError as error:
         session.joining = before
+        if _is_unconfirmed(session, before) and isinstance(error, _SAYS_NOTHING_OF_BEFORE):
+            budget.unsure = True
+            raise give_up(budget, error) from error
         raise
     was_forwarded = session.is_stale and not was_new
     if not isinstance(outcome, Commit) or was_forwarded:
@@ -147,6 +160,11 @@ def joining(
         yield from theirs.add("confirm", session, session.handle)
     session.joining = None
     return outcome
+
+
+def _is_unconfirmed(session: Session, joining: tuple[str, bytes] | None) -> bool:
+    """Tell whether a login was committed, since it is stored, and its confirmation not answered."""
+    return joining is not None and joining[0] == session.stored_principal
 
 
 def _announce(index: _Index, session: Session, new_id: str | None, *,

@@ -16,7 +16,7 @@ from support.scenarios import (
     late_duplicate_of_a_forgotten_commit,
 )
 
-from asyncsession import CommitOutcomeUnknown, StoreUnavailable
+from asyncsession import CommitOutcomeUnknown, SessionTooLarge, StoreUnavailable
 from asyncsession.ids import index_key, store_key
 
 LOSSES = (Fault.DROP, Fault.CUT, Fault.SWALLOW, Fault.LOST, Fault.LATE, Fault.TWICE)
@@ -248,3 +248,27 @@ async def test_rotating_again_after_an_unknown_confirmation(valkey: Backend) -> 
         proxy.decide = lambda _: Fault.PASS
         with pytest.raises(CommitOutcomeUnknown):
             await manager.rotate(session)
+
+
+async def test_what_was_refused_behind_an_unknown_confirmation_is_not_tried_for_ever(
+    valkey: Backend,
+) -> None:
+    """It was never sent, so what is saved next is what the session holds then."""
+    assert valkey.port
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, timeout=0.4, max_bytes=1024)
+        session = await manager.load()
+        session["n"], session.principal = 1, "user:1"
+        proxy.decide = lambda r: Fault.SWALLOW if b"confirm" in r else Fault.PASS
+        with pytest.raises(CommitOutcomeUnknown):
+            await manager.save(session)
+        proxy.decide = lambda _: Fault.PASS
+        session["big"] = "x" * 5000
+        with pytest.raises(CommitOutcomeUnknown, match="limit is 1024") as unknown:
+            await manager.save(session)
+        assert isinstance(unknown.value.__cause__, SessionTooLarge)
+        del session["big"]
+        session["n"] = 2
+        await manager.save(session)
+        assert dict(await manager.load(session.id)) == {"n": 2}
+        assert await manager.destroy_all("user:1") == 1
