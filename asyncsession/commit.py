@@ -15,13 +15,10 @@ refusal could pass (too large, not available) the outcome is unknown and said to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from asyncsession.blob import FORMAT, Log
 from asyncsession.draft import Draft
 from asyncsession.errors import CommitOutcomeUnknown, SessionConflict
-from asyncsession.machine import Budget, Reply, Settings, give_up, send
+from asyncsession.machine import Budget, Reply, Settings, definite, send
 from asyncsession.outcome import Commit, Rerun
 from asyncsession.protocol import Code, Machine, Queue
 from asyncsession.session import Session
@@ -94,7 +91,7 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
             continue
         draft.attempts += 1
         draft.session.was_sent = True
-        with _definite(budget):
+        with definite(budget):
             arguments = draft.arguments()
         reply = yield from send(settings, budget, "commit", draft.keys(), *arguments)
         match reply.code:
@@ -112,14 +109,14 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
                     raise SessionConflict("others kept changing the session", draft.guarded())
                 yield pause
             case Code.MOVED:
-                with _definite(budget):
+                with definite(budget):
                     draft.move(reply)
             case Code.TOO_LARGE if not draft.reloaded:
                 draft.reloaded = True
                 found = yield from _peek(settings, budget, draft.handle)
                 # else the next attempt says what has become of it
                 if found.code is Code.OK and not draft.is_in(found.data):
-                    with _definite(budget):
+                    with definite(budget):
                         draft.rebase(Log.parse(found.data))
             case Code.LATE if not budget.unsure and draft.attempts < _MAX_ATTEMPTS:
                 pause = budget.pause()
@@ -151,27 +148,17 @@ def _yield_privilege(settings: Settings, budget: Budget, draft: Draft) -> Machin
     unless the successor has the very same one. A commit that was done already stays what it was.
     """
     while (reply := (yield from _peek(settings, budget, draft.handle))).code is Code.MOVED:
-        with _definite(budget):
+        with definite(budget):
             draft.move(reply)
     if reply.code is not Code.OK:
         raise draft.failure(reply, budget)
     if draft.is_in(reply.data):
         draft.land()
         return
-    with _definite(budget):
+    with definite(budget):
         draft.yield_privilege(Log.parse(reply.data))
 
 
-@contextmanager
-def _definite(budget: Budget) -> Iterator[None]:
-    """Let an error pass only if no copy of the commit is unaccounted for."""
-    try:
-        yield
-    except Exception as error:
-        if budget.unsure:
-            raise give_up(budget) from error
-        raise
-
-
 def _peek(settings: Settings, budget: Budget, handle: str) -> Machine[Reply]:
-    return (yield from send(settings, budget, "load", (settings.key(handle),), FORMAT, 0, 0))
+    with definite(budget):  # it is the commit's own session that is looked at
+        return (yield from send(settings, budget, "load", (settings.key(handle),), FORMAT, 0, 0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ __all__ = [
     "Clock",
     "Reply",
     "Settings",
+    "definite",
+    "give_up",
     "send",
 ]
 
@@ -144,7 +148,8 @@ def send(
         StoreUnavailable: refused for good, or until the deadline; nothing sent is unaccounted for.
         CommitOutcomeUnknown: for a script that writes data: no answer until the deadline, or too
             few replicas have confirmed it.
-        InvalidSessionData: what is stored under the key is not of this format.
+        InvalidSessionData: what is stored under the key is not of this format. Where that was only
+            looked at, it says nothing of what is unaccounted for: see `definite`.
     """
     durability = settings.durability
     if durability is not None and not _is_write(script, keys, args):
@@ -169,7 +174,7 @@ def send(
                     "what is stored under this session's key is not of a format this version reads;"
                     " it was left as it is"
                 )
-                if budget.unsure:
+                if budget.unsure and script in _WRITING:
                     raise give_up(budget) from unreadable
                 raise unreadable
             if durability is None or confirmed >= durability.replicas:
@@ -193,6 +198,19 @@ def give_up(
     return StoreUnavailable(
         f"Redis was not reached, or refused: {failure}" if failure else "out of time"
     )
+
+
+@contextmanager
+def definite(budget: Budget) -> Iterator[None]:
+    """Let an error pass only if nothing is unaccounted for."""
+    try:
+        yield
+    except CommitOutcomeUnknown:
+        raise
+    except Exception as error:
+        if budget.unsure:
+            raise give_up(budget) from error
+        raise
 
 
 def _unconfirmed(

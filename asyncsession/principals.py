@@ -35,7 +35,7 @@ from asyncsession.errors import (
 )
 from asyncsession.handles import HORIZON, end, find, follow
 from asyncsession.ids import session_handle
-from asyncsession.machine import Budget, Reply, Settings, give_up, send
+from asyncsession.machine import Budget, Reply, Settings, definite, give_up, send
 from asyncsession.outcome import Commit, Rerun
 from asyncsession.protocol import Code, Group, Machine, Together
 from asyncsession.session import Session
@@ -220,7 +220,8 @@ def _confirm(index: _Index, session: Session, *, has_begun: bool) -> Machine[Non
 def _require(index: _Index, session: Session) -> Machine[None]:
     """Raise `SessionGone` if a session has ended."""
     look = follow(index.settings, index.budget, "load", session.handle, FORMAT, 0, 0)
-    reply, _handle = yield from look
+    with definite(index.budget):
+        reply, _handle = yield from look
     if reply.code is not Code.OK:
         raise SessionGone("the session has ended while it joined its principal's")
 

@@ -68,6 +68,18 @@ def test_what_cannot_work_is_refused(options: dict[str, Any]) -> None:
         SessionManager("memory://limit", **options)
 
 
+async def test_one_that_cannot_be_read_makes_room_first(backend: Backend) -> None:
+    """Such as one of a newer version: it has a place like any other, and keeps nobody out."""
+    manager = backend.manager(max_sessions=2, when_full="end_oldest")
+    broken, _ = await login(manager, "broken"), await login(manager, "fine")
+    key = store_key(backend.prefix, broken.handle)
+    blob = await backend.redis.get(key)
+    await backend.redis.set(key, blob[:2] + bytes([blob[2] + 1]) + blob[3:], keepttl=True)
+    await login(manager, "new")
+    assert await names(manager) == ["fine", "new"]
+    assert (await manager.load(broken.id)).is_new
+
+
 async def test_refuse(backend: Backend) -> None:
     manager = backend.manager(max_sessions=2, when_full="refuse")
     first, _ = await login(manager, "a"), await login(manager, "b", rotate=True)

@@ -27,6 +27,7 @@ from asyncsession.blob import FORMAT, Log, encode_frame
 from asyncsession.errors import SessionError
 from asyncsession.ids import index_key, store_key
 from asyncsession.protocol import Call, Refused, Together
+from asyncsession.scripts import SCRIPTS
 
 STORES = EVERYWHERE
 USER = "user:42"
@@ -241,6 +242,24 @@ async def test_sign_out_everywhere_ends_what_cannot_be_read(backend: Backend) ->
     await rewrite(backend, broken, newer_format(await stored(backend, broken)))
     assert await manager.destroy_all(USER, keep=fine) == 1
     assert [one["name"] for one in await manager.sessions_of(USER)] == ["fine"]
+
+
+async def test_sign_out_everywhere_ends_it_behind_a_lost_reply_too(
+    valkey: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert valkey.port
+    monkeypatch.setattr(principals, "_AT_ONCE", 1)
+    async with FaultProxy(valkey.port, lambda _: Fault.PASS) as proxy:
+        manager = valkey.manager(proxy.url, timeout=2)
+        sessions = [await device(manager, str(number)) for number in range(3)]
+        broken = sessions[-1]
+        await rewrite(valkey, broken, newer_format(await stored(valkey, broken)))
+        cuts = iter([Fault.CUT])
+        sha = SCRIPTS["destroy"].sha.encode()
+        proxy.decide = lambda request: next(cuts, Fault.PASS) if sha in request else Fault.PASS
+        assert await manager.destroy_all(USER) == len(sessions)
+        assert proxy.faults[Fault.CUT] == 1
+        assert await manager.sessions_of(USER) == []
 
 
 # Ending one.
