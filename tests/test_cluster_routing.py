@@ -22,6 +22,8 @@ from redis.exceptions import (
 from asyncsession.protocol import Call, Lost, Refused
 from asyncsession.transport import routing
 from asyncsession.transport.addresses import Address
+from asyncsession.transport.blocking import PoolTransport
+from asyncsession.transport.blocking_cluster import BlockingClusterTransport
 from asyncsession.transport.faults import after_sending
 from asyncsession.transport.routing import Patch, Refresh, Send, View, route, unreached
 
@@ -223,3 +225,19 @@ def test_why_nobody_told_the_topology(said: Exception, words: str, passing: bool
     told = unreached(error)
     assert words in str(told)
     assert told.passing is passing
+
+
+def test_a_node_that_another_thread_finds_while_one_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = BlockingClusterTransport([A], {}, 1)
+    pools: dict[Address, Any] = transport._pools
+    pools |= {address: PoolTransport(lambda _seconds: {}, 1) for address in (A, B)}
+
+    class Known(set[Address]):
+        def __contains__(self, address: object) -> bool:
+            pools.setdefault(C, PoolTransport(lambda _seconds: {}, 1))  # the other thread's turn
+            return super().__contains__(address)
+
+    monkeypatch.setattr(transport, "_told_by", lambda _address, _seconds: Nodes(A, C))
+    monkeypatch.setattr(transport._view, "known", lambda: Known({A, C}))
+    transport._refresh(1.0)
+    assert set(pools) == {A, C}

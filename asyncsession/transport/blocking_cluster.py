@@ -175,8 +175,8 @@ class BlockingClusterTransport:
                 break
         view.asked()
         known = view.known()
-        for gone in [address for address in self._pools if address not in known]:
-            self._pools.pop(gone).close()
+        for gone in [address for address in list(self._pools) if address not in known]:
+            self._pools.pop(gone).close()  # a copy: another thread may add one meanwhile
         if fault is not None:
             raise fault
 
