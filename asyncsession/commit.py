@@ -122,8 +122,10 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
                 pause = budget.pause()
                 if pause is None:
                     raise draft.failure(reply, budget)
+                # The server's clock has moved; this copy was not done, so begin anew: by the clock
+                # of this reply, since after the pause another node of a cluster may have answered.
+                draft.stamp()
                 yield pause
-                draft.stamp()  # the server's clock has moved; this copy was not done, so begin anew
             case _:
                 raise draft.failure(reply, budget)
     return draft.finish(None)

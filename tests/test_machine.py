@@ -190,6 +190,20 @@ def test_late_before_anything_was_lost_begins_anew() -> None:
     assert ids[0] != ids[1]
 
 
+def test_late_is_begun_anew_by_the_clock_of_the_server_that_said_so() -> None:
+    """Another node of a cluster, with another clock, may answer somebody else in between."""
+    made, session = settings(), stored(a=1)
+    session["a"] = 2
+    machine = verbs.save(made, session)
+    call = next(machine)
+    assert isinstance(call, Call)
+    assert isinstance(machine.send(reply(Code.LATE, now=NOW)(call)), Pause)
+    made.clock.observe(NOW + 3_600_000)
+    again = machine.send(None)
+    assert isinstance(again, Call)
+    assert NOW <= again.args[4] <= NOW + 1000  # type: ignore[operator]
+
+
 def test_late_after_a_loss_is_unknown() -> None:
     session = stored(a=1)
     session["a"] = 2
