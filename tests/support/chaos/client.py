@@ -320,9 +320,9 @@ class Client:
                     return Outcome.FAILED
                 if verb == "destroy":
                     return Outcome.UNKNOWN  # a session that was not told does not know
-                # A login that was committed and not confirmed leaves nothing to save; see
-                # docs/trust.md.
-                return Outcome.FAILED if session.modified else Outcome.ACKNOWLEDGED
+                if isinstance(error, SessionConflict) and not session.modified:
+                    return Outcome.ACKNOWLEDGED  # it met what was done after a login was committed
+                return Outcome.FAILED
             else:
                 return Outcome.ACKNOWLEDGED
         return Outcome.UNKNOWN
