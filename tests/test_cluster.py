@@ -193,6 +193,21 @@ async def test_a_start_while_a_node_of_the_url_is_away(opened: Backend) -> None:
         await new_session(gone, a=1)
 
 
+async def test_a_node_of_the_url_that_has_not_joined_yet(opened: Backend) -> None:
+    lone = Server(available()[0], cluster_enabled="yes")
+    await asyncio.to_thread(lone.start)
+    try:
+        hosts = opened.url.removeprefix("redis+cluster://")
+        for order in (f"127.0.0.1:{lone.port},{hosts}", f"{hosts},127.0.0.1:{lone.port}"):
+            manager = opened.manager(f"redis+cluster://{order}")
+            assert not (await new_session(manager, a=1)).is_new
+        alone = opened.manager(f"redis+cluster://127.0.0.1:{lone.port}", timeout=0.8)
+        with pytest.raises(StoreUnavailable, match="knows of no master"):
+            await new_session(alone, a=1)
+    finally:
+        await asyncio.to_thread(lone.close)
+
+
 async def test_a_server_without_cluster_mode_says_so(
     opened: Backend, get_server: Callable[[str], Any]
 ) -> None:

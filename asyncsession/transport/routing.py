@@ -43,8 +43,9 @@ NOT_OURS = ("response_callbacks", "himport_registry", "redis_connect_func", "ret
 """Options of a cluster client's connections that ours do without. The third sends READONLY where
 replicas may be read: a demoted master would then answer out of its past, instead of MOVED."""
 
-UNREACHED = (RedisClusterException, *BROKEN)
-"""What asking a node for the topology raises."""
+UNREACHED = (RedisClusterException, IndexError, *BROKEN)
+"""What asking a node for the topology raises. Of a node that has not joined the cluster yet, or was
+reset, redis-py takes the first of no masters."""
 
 _MOST_HOPS = 5  # as Jedis and Lettuce have it; a slot is seldom moved twice within one call
 _MOST_PATCHES = 5  # slots that moved one by one, until all are asked for: redis-py's number
@@ -194,6 +195,8 @@ def unreached(error: Exception) -> Refused:
         if further is None:
             break
         cause = further
+    if isinstance(cause, IndexError):
+        return Refused("a node that was asked for the cluster knows of no master", passing=True)
     if isinstance(cause, ResponseError):
         fault = after_sending(cause)
         return Refused(str(fault), passing=isinstance(fault, Refused) and fault.passing)
