@@ -20,6 +20,7 @@ from support.servers import Server
 from asyncsession import ConfigurationError, SessionManager, StoreUnavailable
 from asyncsession.protocol import Call, Lost
 from asyncsession.transport import link
+from asyncsession.transport.loops import PerLoop
 
 
 async def owned(manager: SessionManager, count: int) -> list[str]:
@@ -185,6 +186,33 @@ def test_lanes_of_ended_loops_are_let_go(get_server: Callable[[str], Server]) ->
         asyncio.run(manager.aclose())
         manager._transport._lanes.clear()  # type: ignore[attr-defined]
         gc.collect()
+
+
+class EndedLoop:
+    """A loop that another thread sees has ended at the same moment, and makes its own known."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        self._meanwhile: Callable[[], object] | None = meanwhile
+
+    def is_closed(self) -> bool:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return True
+
+
+def test_loops_of_several_threads_come_and_go() -> None:
+    """As under a WSGI server with async views: `async_to_sync` makes a loop for each of them."""
+    lanes: PerLoop[str] = PerLoop()
+    here, there = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        ended: Any = EndedLoop(lambda: lanes.of(there, lambda: "there"))
+        lanes[ended] = "ended"
+        assert lanes.of(here, lambda: "here") == "here"
+        assert dict(lanes) == {here: "here", there: "there"}
+    finally:
+        here.close()
+        there.close()
 
 
 async def test_more_calls_than_a_lane_carries_take_turns(

@@ -40,6 +40,8 @@ from asyncsession.transport.options import (
 
 __all__ = ["LaneTransport", "make", "of_client", "of_embedded", "of_url"]
 
+_OfLoop = tuple[ref[asyncio.AbstractEventLoop], Iterator[Lane]]
+
 
 def of_url(url: str, count: int) -> Transport:
     """Return the transport for a URL of redis-py's kind, with so many lanes for each event loop.
@@ -92,15 +94,16 @@ class LaneTransport:
         self._count = count
         self._lanes: PerLoop[tuple[Lane, ...]] = PerLoop()
         self._forks = forks.count()
-        self._latest: Callable[[], asyncio.AbstractEventLoop | None] = _nothing
-        self._next: Iterator[Lane] | None = None  # of the latest loop, nearly always the only one
+        # Those of the latest loop, nearly always the only one; in one, for loops in other threads.
+        self._latest: _OfLoop | None = None
 
     async def call(self, call: Call) -> list[Any]:
         """Run a script and return its reply."""
-        lanes = self._next
-        if lanes is None or self._latest() is not running_loop() or self._forks != forks.count():
-            lanes = self._lanes_of(running_loop())
-        lane = next(lanes)
+        latest = self._latest
+        if latest is None or latest[0]() is not running_loop() or self._forks != forks.count():
+            lane = next(self._lanes_of(running_loop()))
+        else:
+            lane = next(latest[1])
         script = SCRIPTS[call.script]
         words, timeout, durability = words_of(call), call.timeout, call.durability
         reply: list[Any]
@@ -128,7 +131,7 @@ class LaneTransport:
 
     async def aclose(self) -> None:
         """Close the connection that the running loop has; another call would open a new one."""
-        self._next = None
+        self._latest = None
         for lane in self._lanes.pop(running_loop(), ()):
             await lane.aclose()
 
@@ -138,8 +141,9 @@ class LaneTransport:
     def _lanes_of(self, loop: asyncio.AbstractEventLoop) -> Iterator[Lane]:
         lanes = self._lanes.of(loop, self._open)
         self._forks = forks.count()
-        self._latest, self._next = ref(loop), cycle(lanes)
-        return self._next
+        turns = cycle(lanes)
+        self._latest = ref(loop), turns
+        return turns
 
     def _open(self) -> tuple[Lane, ...]:
         return tuple(Lane(self._connection) for _ in range(self._count))
@@ -156,7 +160,3 @@ def make(options: Options) -> AbstractConnection:
     own = for_connection(options, retry=Retry(NoBackoff(), 0), socket_timeout=None)
     kind: type[AbstractConnection] = own.pop("connection_class", Connection)
     return kind(**own)
-
-
-def _nothing() -> None:
-    return None

@@ -19,7 +19,11 @@ _inherited: list[Any] = []
 
 
 class PerLoop(WeakKeyDictionary[asyncio.AbstractEventLoop, T]):
-    """One thing for each event loop of this process; a forked child starts with none."""
+    """One thing for each event loop of this process; a forked child starts with none.
+
+    Threads whose loops come and go share it, such as those of a WSGI server with async views. There
+    is no lock, which a fork could leave locked: what goes through all of it goes through a copy.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,8 +37,11 @@ class PerLoop(WeakKeyDictionary[asyncio.AbstractEventLoop, T]):
             self._forks = forks.count()
         found = self.get(loop)
         if found is None:
-            for ended in [other for other in self if other.is_closed()]:
-                del self[ended]  # a connection keeps its loop alive, and nobody closes it any more
+            for reference in self.keyrefs():
+                other = reference()
+                if other is not None and other.is_closed():
+                    # A connection keeps its loop alive, and nobody closes it any more.
+                    self.pop(other, None)  # another thread may have done it
             found = self[loop] = make()
         return found
 
