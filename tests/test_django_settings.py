@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from typing import Any
@@ -13,8 +14,9 @@ from support.django import ENGINE, MIDDLEWARE, engine
 
 from asyncsession import ConfigurationError, SessionManager, SyncSessionManager, merge
 from asyncsession.integrations.django.checks import check_settings
-from asyncsession.integrations.django.config import Config, current
+from asyncsession.integrations.django.config import _NAMES, Config, current
 from asyncsession.migration import DjangoRedis
+from asyncsession.protocol import Durability
 
 URL = "redis://127.0.0.1:1/0"
 
@@ -24,12 +26,10 @@ def either(base: Any, ours: Any, theirs: Any) -> Any:
 
 
 def test_each_option_of_the_managers_can_be_set() -> None:
-    import inspect
-
+    options = {"PRINCIPAL", "READ_THROUGH"}
     for manager in (SessionManager, SyncSessionManager):
-        for name in inspect.signature(manager).parameters:
-            with pytest.raises(ConfigurationError, match=name.upper()):
-                Config.of({"URL": URL, f"{name.upper()}X": None})
+        options |= {name.upper() for name in inspect.signature(manager).parameters}
+    assert sorted(options) == _NAMES
 
 
 def test_what_the_managers_are_given() -> None:
@@ -49,6 +49,8 @@ def test_what_the_managers_are_given() -> None:
             "TIMEOUT": 2,
             "MAX_SESSIONS": 3,
             "WHEN_FULL": "refuse",
+            "MIN_REPLICAS": 1,
+            "DURABILITY_TIMEOUT": 1.5,
             "LANES": 2,
             "CONNECTIONS": 8,
         }
@@ -58,6 +60,7 @@ def test_what_the_managers_are_given() -> None:
         assert (found.prefix, found.idle_timeout, found.absolute_timeout) == ("shop", 600, 6000)
         assert (found.max_bytes, found.timeout) == (4096, 2)
         assert (found.max_sessions, found.ends_oldest) == (3, False)
+        assert found.durability == Durability(1, 1.5)
         assert found.policies["cart"] is merge.union
         assert found.policies["other"] is merge.last_write
         assert found.policies["seat:1"].resolve is found.policies["x"].resolve is not None

@@ -43,7 +43,7 @@ Principal = Callable[[Mapping[str, Any]], str | None]
 
 _SHARED = {
     "PREFIX", "IDLE_TIMEOUT", "ABSOLUTE_TIMEOUT", "MAX_BYTES", "TIMEOUT", "MAX_SESSIONS",
-    "WHEN_FULL",
+    "WHEN_FULL", "MIN_REPLICAS", "DURABILITY_TIMEOUT",
 }  # fmt: skip
 _NAMES = sorted(
     {*_SHARED, "URL", "MERGE", "DEFAULT_MERGE", "LANES", "CONNECTIONS", "PRINCIPAL", "READ_THROUGH"}
