@@ -45,7 +45,7 @@ def checked_settings(
     absolute = _seconds("absolute_timeout", absolute_timeout)
     if not isinstance(max_bytes, int) or not 256 <= max_bytes <= MAX_BYTES:
         raise ConfigurationError("max_bytes: 256 bytes to 16 MiB")
-    if not 0 < timeout <= MAX_TIMEOUT:
+    if not isinstance(timeout, (int, float)) or not 0 < timeout <= MAX_TIMEOUT:
         raise ConfigurationError(f"timeout: more than 0 and at most {MAX_TIMEOUT:g} seconds")
     if max_sessions is not None and (type(max_sessions) is not int or max_sessions < 1):
         raise ConfigurationError("max_sessions: a number from 1, or None for no limit")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -76,6 +77,8 @@ def test_the_timeouts_follow_the_age_of_the_cookie() -> None:
         assert (found.idle_timeout, found.absolute_timeout) == (60, 1_209_600)
     with override_settings(SESSION_COOKIE_AGE=30 * 86_400):
         assert Config.of({"URL": URL}).blocking.settings.absolute_timeout == 30 * 86_400
+    month = Config.of({"URL": URL, "IDLE_TIMEOUT": timedelta(days=30)}).blocking.settings
+    assert (month.idle_timeout, month.absolute_timeout) == (30 * 86_400, 30 * 86_400)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +93,14 @@ def test_the_timeouts_follow_the_age_of_the_cookie() -> None:
         ({"URL": URL, "prefix": "a"}, "did you mean 'PREFIX'"),
         ({"URL": URL, "ZZZ": 1}, "there are ABSOLUTE_TIMEOUT, CONNECTIONS"),
         ({"URL": URL, "TIMEOUT": 99}, "timeout"),
+        ({"URL": URL, "TIMEOUT": "5"}, "timeout"),
         ({"URL": URL, "MERGE": ["cart"]}, "MERGE: a dict"),
         ({"URL": URL, "MERGE": {"cart": "asyncsession.merge.onion"}}, r"MERGE\['cart'\].*onion"),
         ({"URL": URL, "MERGE": {"cart": 5}}, "policy"),
         ({"URL": URL, "DEFAULT_MERGE": "nowhere.at_all"}, "DEFAULT_MERGE.*nowhere"),
         ({"URL": URL, "PRINCIPAL": 5}, "PRINCIPAL"),
         ({"URL": URL, "READ_THROUGH": "json.dumps"}, "READ_THROUGH"),
+        ({"URL": URL, "READ_THROUGH": "asyncsession.migration.DjangoRedis"}, "READ_THROUGH"),
         (
             {"URL": URL, "READ_THROUGH": "django.contrib.sessions.backends.signed_cookies"},
             "READ_THROUGH: .*backends.db, ",

@@ -6,6 +6,7 @@ import difflib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from django.conf import settings
@@ -188,6 +189,8 @@ def _checked(declared: object) -> dict[str, Any]:
 def _for_managers(options: dict[str, Any]) -> dict[str, Any]:
     """Return what both managers are called with."""
     idle = options.setdefault("IDLE_TIMEOUT", settings.SESSION_COOKIE_AGE)
+    if isinstance(idle, timedelta):
+        idle = idle.total_seconds()
     if isinstance(idle, (int, float)):
         options.setdefault("ABSOLUTE_TIMEOUT", max(_ABSOLUTE_TIMEOUT, idle))
     merge = options.pop("MERGE", None) or {}

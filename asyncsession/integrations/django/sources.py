@@ -188,7 +188,8 @@ def source_of(declared: Any, principal: _Principal | None) -> Source | None:
         return None
     if isinstance(declared, str) and declared in ENGINES:
         return ENGINES[declared](principal)
-    if callable(getattr(declared, "is_id", None)) and callable(getattr(declared, "decode", None)):
+    verbs = [getattr(declared, name, None) for name in ("is_id", "decode")]
+    if not isinstance(declared, type) and all(map(callable, verbs)):
         source: Source = declared
         return source
     raise ConfigurationError(
