@@ -90,6 +90,19 @@ def test_a_logout_is_final(move: Move) -> None:
     assert key_of(browser) == ""
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_what_is_ended_by_its_former_key_stays_so(move: Move, own: bool) -> None:
+    """As by an application that has put down the keys of its users' sessions."""
+    browser = move.before(login="ada")
+    former = key_of(browser)
+    if own:
+        SessionStore(former).delete()
+    else:
+        SessionStore().delete(former)
+    assert browser.get("/look").json() == {}
+    assert key_of(browser) == ""
+
+
 def test_signing_out_everywhere_comes_before(move: Move) -> None:
     from django.contrib.auth import get_user_model
 

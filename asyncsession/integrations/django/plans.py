@@ -215,7 +215,11 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         if session is not None and not session.is_new and session_key == own:
             yield from verbs.destroy(settings, session)  # also if its id was rotated away since
         elif session_key is not None:
-            yield from verbs.destroy(settings, session_key)
+            ended: Session | str = session_key
+            if (source := current().source) is not None and not is_session_id(session_key):
+                # What is not taken over yet is, so that its mark keeps it from being read again.
+                ended = yield from load_through(settings, source, session_key)
+            yield from verbs.destroy(settings, ended)
 
     def _flushing(self, settings: Settings) -> Machine[None]:
         self.accessed = True
