@@ -143,6 +143,12 @@ def test_the_checks() -> None:
     assert ids(SESSION_SERIALIZER="django.core.signing.JSONSerializer") == ["W002"]
     with override_settings(SESSION_ENGINE="django.contrib.sessions.backends.db"):
         assert check_settings() == []
+    for backend, found in ("db", ["E002"]), ("cached_db", ["E002"]), ("cache", []):
+        former = f"django.contrib.sessions.backends.{backend}"
+        with engine(URL, READ_THROUGH=former, overrides={"INSTALLED_APPS": [ENGINE]}):
+            assert [message.id[-4:] for message in check_settings()] == found
+        with engine(URL, READ_THROUGH=former):
+            assert check_settings() == []
 
 
 def test_django_runs_the_checks() -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core import checks
 
 from asyncsession.errors import ConfigurationError
 from asyncsession.integrations.django.config import SETTING, Config
+from asyncsession.integrations.django.sources import DatabaseSource
 
 __all__ = ["check_settings"]
 
 _ENGINE = "asyncsession.integrations.django"
 _OUTER = "django.contrib.sessions.middleware.SessionMiddleware"
 _INNER = f"{_ENGINE}.CommitMiddleware"
+_TABLE = "django.contrib.sessions"
 _SERIALIZER = "django.contrib.sessions.serializers.JSONSerializer"
 
 
@@ -29,9 +32,18 @@ def check_settings(
         return []
     messages: list[checks.CheckMessage] = []
     try:
-        Config.of(getattr(settings, SETTING, None))
+        source = Config.of(getattr(settings, SETTING, None)).source
     except ConfigurationError as error:
         messages.append(checks.Error(str(error), id="asyncsession.E001"))
+    else:
+        if isinstance(source, DatabaseSource) and not apps.is_installed(_TABLE):
+            messages.append(
+                checks.Error(
+                    "ASYNCSESSION: READ_THROUGH: the table of the former sessions cannot be read.",
+                    hint=f"Keep {_TABLE!r} in INSTALLED_APPS.",
+                    id="asyncsession.E002",
+                )
+            )
     middleware = list(settings.MIDDLEWARE)
     outer = middleware.index(_OUTER) if _OUTER in middleware else None
     if outer is not None and middleware[outer + 1 : outer + 2] != [_INNER]:
