@@ -116,6 +116,25 @@ def test_whoever_asks_for_the_former_key_finds_it_gone() -> None:
     assert found == [False, True]
 
 
+@pytest.mark.parametrize("method", ["save", "create", "cycle_key"])
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_key_that_a_view_asks_for_is_the_browsers(bare: bool, method: str) -> None:
+    """As for the cart of a visitor who is not logged in: there is nothing in it yet but its key."""
+    keys = []
+
+    def ask(request: Any) -> None:
+        if request.session.session_key is None:
+            getattr(request.session, method)()
+        keys.append(request.session.session_key)
+
+    with override_settings(MIDDLEWARE=BARE if bare else MIDDLEWARE):
+        browser = Client()
+        for _ in range(2):
+            do(browser, ask)
+    assert keys == [browser.cookies[COOKIE].value] * 2
+    assert SessionStore().exists(keys[0])
+
+
 def test_an_unknown_cookie_is_cleared() -> None:
     assert is_cleared(with_cookie(new_id()).get("/look"))
 

@@ -281,8 +281,12 @@ class PlannedStore(SessionBase):  # type: ignore[misc]  # Django has no types
         self._prepare(settings, session)
         kept, is_sought = expiry.kept_for(session, settings), not session.is_new
         if session.is_new and not session.was_sent and not session.modified:
-            # An empty session is not written, but a move to another id is.
-            yield from verbs.save(kept, session, sibling_id(session.id))
+            # An empty session is not written, but a move to another id is; it ends at the key that
+            # `cycle_key` has told. The browser gets that, as from `create()`.
+            promised = session.id
+            session.assign(sibling_id(promised))
+            yield from verbs.save(kept, session, promised)
+            self.modified = True
         else:
             is_ours = not session.is_stale  # else the key is another's to change
             commit = yield from verbs.save(kept, session, self._next_key if is_ours else None)
