@@ -20,6 +20,7 @@ from asyncsession.integrations.django import SessionStore, checks
 from asyncsession.integrations.django.config import _NAMES, Config
 
 PAGE = ROOT / "docs" / "django.md"
+_SETTINGS = ("SESSION_ENGINE", "ASYNCSESSION", "MIDDLEWARE", "MESSAGE_STORAGE")
 
 
 @pytest.fixture
@@ -32,8 +33,10 @@ def names(get_server: Callable[[str], Server]) -> dict[str, Any]:
 
 
 def test_the_settings_and_the_views(names: dict[str, Any]) -> None:
+    from django.contrib.auth.models import AnonymousUser  # needs the settings
+
     database()
-    shown = {name: names[name] for name in ("SESSION_ENGINE", "ASYNCSESSION", "MIDDLEWARE")}
+    shown = {name: names[name] for name in _SETTINGS}
     with override_settings(**shown):
         assert checks.check_settings() == []
         here, there = Client(), Client()
@@ -43,13 +46,21 @@ def test_the_settings_and_the_views(names: dict[str, Any]) -> None:
         assert [here.post("/do/add").content for _ in range(2)] == [b"1", b"2"]
         change["order"] = names["order"]
         assert here.post("/do/order").content == b"ordered"
-        request = RequestFactory().get("/")
+        request = RequestFactory().post("/")
         request.session = SessionStore(here.cookies["sessionid"].value)
         request.user = get_user_model().objects.get_by_natural_key("ada")
         assert len(names["devices"](request).content.splitlines()) == 2
         assert names["end_device"](request, "none").content == b"there is none"
         assert names["sign_out_elsewhere"](request).content == b"1"
         assert there.get("/who").content == b""
+        for text in "ab":
+            here.get(f"/tell/{text}")
+            assert "messages" not in here.cookies
+        assert here.get("/told").json() == ["a", "b"]
+        request.user = AnonymousUser()
+        for name in ("devices", "sign_out_elsewhere"):
+            assert names[name](request).url.startswith("/accounts/login/")
+        request.user = get_user_model().objects.get_by_natural_key("ada")
         assert request.session["views"] == 2
         assert names["sign_out_elsewhere"](request).content == b"0"
     assert Config.of(names["MOVED"]).source is not None
