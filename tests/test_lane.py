@@ -8,6 +8,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -185,6 +186,23 @@ def test_lanes_of_ended_loops_are_let_go(get_server: Callable[[str], Server]) ->
         assert len(manager._transport._lanes) == 1  # type: ignore[attr-defined]
         asyncio.run(manager.aclose())
         manager._transport._lanes.clear()  # type: ignore[attr-defined]
+        gc.collect()
+
+
+def test_a_loop_that_ends_closes_its_connection(get_server: Callable[[str], Server]) -> None:
+    """And leaves nothing to the garbage collector, which may be turned off."""
+    server = get_server("valkey9")
+    manager = SessionManager(server.url)
+    gc.collect()
+    gc.disable()
+    try:
+        files = Path("/proc/self/fd")
+        before = len(list(files.iterdir()))
+        for _ in range(5):
+            asyncio.run(manager.load("abc." + "x" * 32))
+        assert len(list(files.iterdir())) == before
+    finally:
+        gc.enable()
         gc.collect()
 
 

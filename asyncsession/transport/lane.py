@@ -14,7 +14,7 @@ their own beside this one, which carries them in groups.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
@@ -42,6 +42,7 @@ class Lane:
         self._silence = 0.0  # seconds: the longest that a call has ever been given
         self._beside: Lane | None = None  # for writes that wait for replicas
         self._group: Group | None = None
+        self._closing: AsyncGenerator[None, None] | None = None
 
     def call(
         self,
@@ -140,4 +141,21 @@ class Lane:
                     raise before_sending(error) from error
                 raise
             self._link = Link(connection)
+            if self._closing is None:
+                self._closing = self._close_with_loop()
+                await anext(self._closing)
             return self._link
+
+    async def _close_with_loop(self) -> AsyncGenerator[None, None]:
+        """Close the connection when the loop ends, in the only way that a loop tells of that.
+
+        Whoever runs a loop to its end (`asyncio.run`, `async_to_sync`, servers) has it end the
+        asynchronous generators that were begun on it. Else the socket would be open until the
+        garbage collector finds it.
+        """
+        try:
+            yield
+        finally:
+            if self._link is not None:
+                await self._link.fail(ConnectionError("the event loop ends"))
+                await asyncio.sleep(0)  # asyncio closes the socket in the next turn
