@@ -149,6 +149,25 @@ def test_the_remember_cookie_begins_a_session_of_the_user(manager: SyncSessionMa
     assert client.get("/who").text == "None"
 
 
+@pytest.mark.parametrize("again", ["/login/7", "/confidential"])
+def test_who_was_remembered_and_logs_in_again_gets_a_new_id(
+    manager: SyncSessionManager, again: str
+) -> None:
+    app = make_shop(manager)
+    client = app.test_client()
+    client.get("/login/7?remember")
+    client.delete_cookie("session")
+    assert client.get("/who").text == "7", "remembered"
+    stolen = id_of(client)
+    client.get(again)
+    session = manager.load(id_of(client))
+    assert (session.principal, session["_fresh"]) == ("7", True)
+    assert id_of(client) != stolen, "a thief would be trusted with all that asks for a fresh login"
+    assert len(manager.sessions_of("7")) == 2, "the one whose cookie was deleted, and this"
+    thief = app.test_client(use_cookies=False)
+    assert thief.get("/who", headers=cookie_of(stolen)).text == "None"
+
+
 def test_strong_protection_logs_out_who_comes_with_another_browser(
     manager: SyncSessionManager,
 ) -> None:

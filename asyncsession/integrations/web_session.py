@@ -33,6 +33,8 @@ Principal: TypeAlias = Callable[[Session], str | None]
 
 _STATE = tuple(name for name in Session.__slots__ if name != "__weakref__")
 
+_FRESH = "_fresh"  # of Flask-Login: False if nothing but a cookie says who the user is
+
 _log = logging.getLogger("asyncsession")
 
 
@@ -211,7 +213,9 @@ class Visit(Generic[R]):
                 yield from self._begin_anew()
         if is_modified:
             self._note_login()
-            rotate = not session.is_new and session.held_principal != session.stored_principal
+            rotate = not session.is_new and (
+                session.held_principal != session.stored_principal or self._is_confirmed()
+            )
         gone = yield from self.exchange.committing(rotate=rotate, is_known=is_modified)
         if gone is None and is_stored and self._is_to_be_refreshed():
             self._is_refreshed = is_modified or (yield from self._confirm())
@@ -270,6 +274,20 @@ class Visit(Generic[R]):
         before = principal(session.restarted(log)) if log is not None else None
         if now != before:  # else the application sets the session's principal in its own way
             session.principal = now
+
+    def _is_confirmed(self) -> bool:
+        """Tell whether a user who was merely remembered has logged in again.
+
+        Flask-Login says so by `_fresh`. Whoever had the id was not trusted with everything before,
+        and is from now on; so it has to be a new one (ASVS 5.0 7.2.4: also on re-authentication).
+        """
+        session = self.session
+        return (
+            self._principal is not None
+            and session.log is not None
+            and session.log.value(_FRESH) is False
+            and session.get(_FRESH) is True
+        )
 
     def _is_to_be_refreshed(self) -> bool:
         session, exchange = self.session, self.exchange
