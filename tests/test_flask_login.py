@@ -58,10 +58,16 @@ def confidential() -> str:
     return "confirmed"
 
 
+def broken(user: str) -> str:
+    flask_login.login_user(User(user))
+    raise LookupError
+
+
 def make_shop(manager: SyncSessionManager, **options: Any) -> flask.Flask:
     config = {"SECRET_KEY": secrets.token_hex(), **options.pop("config", {})}
     app = make_app(manager, logout, who, confidential, config=config, **options)
     app.add_url_rule("/login/<user>", view_func=login)
+    app.add_url_rule("/broken/<user>", view_func=broken)
     logins = flask_login.LoginManager(app)
     logins.user_loader(User)
     logins.session_protection = app.config.get("PROTECTION", "basic")
@@ -166,6 +172,18 @@ def test_who_was_remembered_and_logs_in_again_gets_a_new_id(
     assert len(manager.sessions_of("7")) == 2, "the one whose cookie was deleted, and this"
     thief = app.test_client(use_cookies=False)
     assert thief.get("/who", headers=cookie_of(stolen)).text == "None"
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_login_in_a_request_that_fails_is_not_kept(
+    manager: SyncSessionManager, remembered: bool
+) -> None:
+    login = {"_user_id": "7", "_fresh": False} if remembered else {}
+    planted = stored(manager, cart=["apple"], **login)
+    client = make_shop(manager, keep_on_exception=True).test_client()
+    client.set_cookie("session", planted)
+    assert client.get("/broken/7").status_code == 500
+    assert dict(manager.load(planted)) == {"cart": ["apple"], **login}
 
 
 def test_strong_protection_logs_out_who_comes_with_another_browser(

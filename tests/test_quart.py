@@ -302,3 +302,15 @@ async def test_options_that_cannot_be_meant(manager: SessionManager) -> None:
     async with app.test_request_context("/"):
         with pytest.raises(ConfigurationError, match="session_interface"):
             current_session()
+
+
+async def test_a_login_in_a_request_that_fails_is_not_kept(manager: SessionManager) -> None:
+    async def enter() -> str:
+        quart.session["_user_id"] = "7"
+        raise LookupError
+
+    planted = await stored(manager, a=1)
+    app = make_app(manager, enter, keep_on_exception=True)
+    response = await app.test_client().get("/enter", headers=cookie(planted))
+    assert response.status_code == 500
+    assert dict(await manager.load(planted)) == {"a": 1}

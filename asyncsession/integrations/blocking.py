@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from asyncsession.errors import SessionGone
 from asyncsession.integrations.exchange import Asking, Rules
 from asyncsession.session import Session
 from asyncsession.sync import SyncSessionManager
@@ -22,14 +21,6 @@ class BlockingExchange(Rules[SyncSessionManager]):
     def load(self) -> Session:
         """Return the session; see `Rules.loading`."""
         return self.perform(self.loading())
-
-    def commit(self) -> SessionGone | None:
-        """Save what the application has changed; see `Rules.committing`."""
-        return self.perform(self.committing())
-
-    def fail(self) -> None:
-        """Take note that an exception of the application's ends the request."""
-        self.perform(self.failing())
 
     def perform(self, asking: Asking[T]) -> T:
         """Call the verbs that are asked for, and return what comes of it."""

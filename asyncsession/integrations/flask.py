@@ -128,7 +128,7 @@ class SessionInterface(Declared[SyncSessionManager], FlaskSessionInterface):
         if answer_to(exception) is not None:
             visit.fail(exception)
         else:
-            visit.exchange.fail()
+            visit.exchange.perform(visit.failing())
 
     def _commit(self, app: flask.Flask, visit: _Visit) -> flask.Response | None:
         """Save, and return what takes the place of the response; None if it may leave."""

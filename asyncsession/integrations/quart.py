@@ -171,7 +171,7 @@ class SessionInterface(Declared[SessionManager], QuartSessionInterface):
         if answer_to(exception) is not None:
             visit.fail(exception)
         else:
-            await visit.exchange.fail()
+            await visit.exchange.perform(visit.failing())
 
     async def _commit(self, app: quart.Quart, visit: _Visit) -> ResponseTypes | None:
         """Save, and return what takes the place of the response; None if it may leave."""

@@ -221,6 +221,22 @@ class Visit(Generic[R]):
             self._is_refreshed = is_modified or (yield from self._confirm())
         return gone
 
+    def failing(self) -> Asking[None]:
+        """Take note that an exception ends the request; see `Rules.failing`.
+
+        A login of that request is not kept: it would be one under the id from before.
+        """
+        if not self.exchange.terms.keep_on_exception or not self.is_filled:
+            return
+        try:
+            self._note_login()
+            if self._is_confirmed():
+                return
+        except Exception:
+            _log.exception("the changes of a request that failed could not be kept")
+            return
+        yield from self.exchange.failing()
+
     def closing(self, lifetime: float) -> Closing:
         """Return what the headers of the response have to say; see `Rules.closing`.
 
