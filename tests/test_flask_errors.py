@@ -161,6 +161,14 @@ def test_an_error_handler_of_the_application_comes_first(unreachable: SyncSessio
     assert get(app, "/look", new_id()).text == "our page"
 
 
+def test_a_page_of_the_applications_own_depends_on_the_cookie(
+    unreachable: SyncSessionManager,
+) -> None:
+    app = make_app(unreachable, look, on_error=lambda _request, _error: "closed for today")
+    response = get(app, "/look", new_id())
+    assert (response.text, response.headers.get("Vary")) == ("closed for today", "Cookie")
+
+
 def test_anonymous_while_redis_is_down(unreachable: SyncSessionManager) -> None:
     def logout() -> str:
         flask.session.clear()

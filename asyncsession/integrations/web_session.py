@@ -168,12 +168,12 @@ class Visit(Generic[R]):
         with self._filling:
             if self.is_filled:
                 return
+            self.exchange.is_asked = True
             try:
                 self.begin(self._load())
             except (StoreUnavailable, InvalidSessionData) as error:
                 self.fail(error)
                 raise
-            self.exchange.is_asked = True
 
     def begin(self, loaded: Session) -> None:
         """Give the application its session."""
