@@ -330,6 +330,22 @@ def test_changes_of_a_request_that_fails(
     assert manager.load(session_id)["a"] == ("changed" if kept else "stored")
 
 
+@pytest.mark.parametrize(("caught", "kept"), [(500, False), (Exception, True)])
+def test_what_an_error_handler_changes(
+    manager: SyncSessionManager, caught: Any, kept: bool
+) -> None:
+    def sorry(_error: Exception) -> tuple[str, int]:
+        flask.flash("sorry")
+        return "sorry", 500
+
+    app = make_app(manager, fail, config={"SECRET_KEY": "x"})
+    app.register_error_handler(caught, sorry)
+    session_id = stored(manager, a="stored")
+    assert get(app, "/fail", session_id).text == "sorry"
+    session = manager.load(session_id)
+    assert ("_flashes" in session, session["a"] == "changed") == (kept, kept)
+
+
 def test_a_new_session_of_a_request_that_fails(manager: SyncSessionManager) -> None:
     response = get(make_app(manager, fail, keep_on_exception=True), "/fail")
     assert (response.status_code, sent_by(response)) == (500, [])

@@ -142,6 +142,31 @@ def test_another_account_in_the_same_browser(manager: SyncSessionManager) -> Non
     assert len(manager.sessions_of("8")) == 1
 
 
+def test_an_alternative_id_ends_what_is_remembered(manager: SyncSessionManager) -> None:
+    ids = {"token-1": "7"}
+
+    class Account(User):
+        def get_id(self) -> str:
+            return next(token for token, user in ids.items() if user == self.id)
+
+    app = make_shop(manager)
+    app.login_manager.user_loader(  # type: ignore[attr-defined]
+        lambda token: Account(ids[token]) if token in ids else None
+    )
+
+    @app.get("/in")
+    def enter() -> str:
+        flask_login.login_user(Account("7"), remember=True)
+        return "in"
+
+    client = app.test_client()
+    client.get("/in")
+    assert client.get("/who").text == "token-1"
+    ids["token-2"] = ids.pop("token-1")
+    assert manager.destroy_all("token-1") == 1
+    assert client.get("/who").text == "None", "not by the remember cookie either"
+
+
 def test_the_remember_cookie_begins_a_session_of_the_user(manager: SyncSessionManager) -> None:
     client = make_shop(manager).test_client()
     client.get("/login/7?remember")
