@@ -10,14 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flask import sessions
+from flask import Flask, sessions
 from support.flask import serve
 from support.quart import serve as serve_quart
 from support.servers import Server
 from support.web import connect
 from test_docs import sources
 
-from asyncsession import errors
+from asyncsession import SyncSessionManager, errors
 from asyncsession.integrations import flask, quart
 from asyncsession.integrations.answers import answer_to
 
@@ -100,3 +100,11 @@ def test_the_page_names_every_option_of_the_cookie() -> None:
     assert len(asked) == 7
     for key in asked:
         assert f"`{key}`" in text, key
+
+
+def test_the_page_names_the_timeouts() -> None:
+    options = inspect.signature(SyncSessionManager).parameters
+    days = [options[name].default / 86_400 for name in ("idle_timeout", "absolute_timeout")]
+    browsers = Flask(__name__).permanent_session_lifetime.days
+    stated = f"{browsers} days by default, where theirs are {days[0]:.0f} and {days[1]:.0f}."
+    assert stated in PAGE.read_text("utf-8")
