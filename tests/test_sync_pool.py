@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import pytest
-from redis import Redis
+from redis import Connection, Redis
 from support.backends import Backend
 from support.processes import eventually
 from support.proxy import Decide, Fault, FaultProxy, is_script
@@ -84,6 +84,28 @@ def test_connections_are_opened_when_they_are_needed(server: Server) -> None:
     assert clients(server) == 0
     assert manager.load(ids[3])["owner"] == 3, "a closed manager may be used again"
     manager.close()
+
+
+def test_the_bound_of_a_connection_is_set_when_it_changes(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds: list[float] = []
+    update = Connection.update_current_socket_timeout
+
+    def noted(connection: Connection, seconds: float) -> None:
+        bounds.append(seconds)
+        update(connection, seconds)
+
+    monkeypatch.setattr(Connection, "update_current_socket_timeout", noted)
+    with SyncSessionManager(server.url, timeout=8) as manager:
+        (session_id,) = owned(manager, 1)
+        for _ in range(20):
+            manager.load(session_id)
+        assert bounds == [2.0]
+        transport = manager._transport
+        with deaf(server), pytest.raises(Lost):
+            transport.call(LOOK)
+        assert bounds[-1] == LOOK.timeout
 
 
 def test_whoever_finds_no_free_connection_in_time_is_refused(server: Server) -> None:
