@@ -40,6 +40,7 @@ LAYERS = {
     "asyncsession.principals": "commit machine",
     "asyncsession.commit": "commit machine",
     "asyncsession.draft": "commit machine",
+    "asyncsession.outcome": "commit machine",
     "asyncsession.machine": "commit machine",
     "asyncsession.protocol": "commit machine",
     "asyncsession.manager": "manager",

@@ -59,9 +59,13 @@ CATCHERS: dict[str, tuple[str, ...]] = {
     "compaction drops the tail": (),
     "a counter for a commit id": (),
 }
+SLOWEST = "tombstones are no obstacle"
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(name, marks=pytest.mark.soak if name == SLOWEST else ()) for name in MUTANTS],
+)
 def test_mutant_is_caught(mutant: str) -> None:
     """By the clients and the checker that find nothing in the library as it is, see above."""
     kept_ids = 1 if "forgotten is not" in mutant else 0

@@ -28,10 +28,9 @@ def once(*faults: Fault) -> Decide:
     return lambda request: next(left, Fault.PASS) if is_script(request) else Fault.PASS
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_two_thousand_faulted_commits(valkey: Backend, seed: int) -> None:
+async def test_two_thousand_faulted_commits(valkey: Backend) -> None:
     assert valkey.port
-    async with FaultProxy(valkey.port, seeded(seed, 0.10, LOSSES)) as proxy:
+    async with FaultProxy(valkey.port, seeded(1, 0.10, LOSSES)) as proxy:
         tally = await faulted_commits(valkey, proxy, writers=16, commits=125, timeout=2)
     assert tally.total == 2000
     assert len(tally.acknowledged) > 0.98 * tally.total

@@ -11,6 +11,8 @@ from support.failing import Load, both_managers, crash, started
 from support.sentinel import SentinelGroup
 from support.servers import Server, available
 
+from asyncsession import CommitOutcomeUnknown, StoreUnavailable
+
 
 @pytest.fixture(scope="module")
 def group() -> Iterator[SentinelGroup]:
@@ -41,6 +43,29 @@ async def test_a_master_is_killed_under_load(group: SentinelGroup) -> None:
         takeover=lambda: asyncio.to_thread(group.wait_for_takeover, victim),  # type: ignore[arg-type]
         repair=lambda: asyncio.to_thread(group.restart, victim),
     )
+
+
+@pytest.mark.soak
+async def test_what_all_replicas_have_confirmed_survives_their_master(group: SentinelGroup) -> None:
+    managers = both_managers(group.url, "durable", timeout=4, min_replicas=2, durability_timeout=1)
+    sessions = [await started(managers[0], log=[]) for _ in range(6)]
+    for _ in range(2):
+        victim = await asyncio.to_thread(group.master)
+        async with Load(managers, sessions) as load:
+            await load.progress(30)
+            await asyncio.to_thread(group.kill, victim)
+            await asyncio.to_thread(group.wait_for_takeover, victim)
+            await asyncio.to_thread(group.restart, victim)
+            await load.progress()
+        for session in sessions:
+            log = (await managers[0].load(session.id))["log"]
+            assert len(log) == len(set(log)), "something was done twice"
+            assert load.acknowledged()[session.id] <= set(log)
+        assert all(
+            isinstance(one, CommitOutcomeUnknown | StoreUnavailable) for one in load.failures
+        )
+    for manager in managers:
+        await manager.aclose()
 
 
 async def test_a_handover_is_followed_without_one_failed_save(group: SentinelGroup) -> None:

@@ -75,7 +75,7 @@ def number_in(manager: SyncSessionManager) -> str:
 
 async def test_32_threads_on_one_session(in_threads: Backend) -> None:
     managers = [in_threads.manager(merge=POLICIES, max_bytes=2**20)]
-    assert await many_writers(managers, writers=32, commits=20) <= 1.05
+    assert await many_writers(managers, writers=32, commits=8) <= 1.05
 
 
 async def test_threads_of_4_managers_on_one_session(in_threads: Backend) -> None:
