@@ -3,8 +3,9 @@
 - A connection to the master is an ordinary one, so that READONLY stays the refusal that it is;
   redis-py's own for Sentinel make a broken connection of it. Either way the lane or pool lets go of
   a connection that said so, and the next one asks again.
-- A new connection first asks the server for its role. A Sentinel may not have heard yet that the
-  master was demoted, and what a replica answers may be out of date.
+- A new connection first asks the server for its role, and Sentinel once more. A Sentinel may not
+  have heard yet that the master was demoted, and what a replica answers may be out of date. And a
+  master that was replaced, and is started again, takes itself for one until Sentinel demotes it.
 - Sentinels are asked one after the other, whoever answered last first. One that did not answer in
   time is asked last from then on.
 """
@@ -81,19 +82,10 @@ class _Watchers:
             elif inspect.isawaitable(done := func(connection)):
                 await done
             await connection.send_command("ROLE")
-            _check_role(await connection.read_response())
+            _check(await connection.read_response(), found, await self._named())
 
-        sentinel = AsyncSentinel(  # type: ignore[no-untyped-call]
-            self._in_turn(), **self._with(_ASK_WITHIN, AsyncRetry(NoBackoff(), 0))
-        )
-        try:
-            found = await sentinel.discover_master(self._service)
-        except AsyncMasterNotFoundError as error:
-            raise self._unnamed(error) from error
-        finally:
-            # Whoever is cancelled meanwhile leaves no connection open.
-            await asyncio.shield(sentinel.aclose())
-        return self._to(found, sentinel, on_connect)
+        found = await self._named()
+        return self._to(found, on_connect)
 
     def options_within(self, seconds: float) -> Options:
         """Return the options for a connection to the master, where the thread may wait.
@@ -106,17 +98,38 @@ class _Watchers:
         def on_connect(connection: AbstractConnection) -> None:
             func(connection)
             connection.send_command("ROLE")  # type: ignore[no-untyped-call]
-            _check_role(connection.read_response())
+            _check(connection.read_response(), found, self._named_within(seconds))
 
+        found = self._named_within(seconds)
+        return self._to(found, on_connect)
+
+    async def _named(self) -> Address:
+        """Return the address that a Sentinel names, on an event loop."""
+        sentinel = AsyncSentinel(  # type: ignore[no-untyped-call]
+            self._in_turn(), **self._with(_ASK_WITHIN, AsyncRetry(NoBackoff(), 0))
+        )
+        try:
+            found: Address = await sentinel.discover_master(self._service)
+        except AsyncMasterNotFoundError as error:
+            raise self._unnamed(error) from error
+        finally:
+            # Whoever is cancelled meanwhile leaves no connection open.
+            await asyncio.shield(sentinel.aclose())
+        self._answered(sentinel)
+        return found
+
+    def _named_within(self, seconds: float) -> Address:
+        """Return the address that a Sentinel names, where the thread may wait."""
         asked = self._in_turn()
         each = min(seconds / 2 / len(asked), _ASK_WITHIN)
         retry = Retry(NoBackoff(), 0)
         with Sentinel(asked, **self._with(each, retry)) as sentinel:  # type: ignore[no-untyped-call]
             try:
-                found = sentinel.discover_master(self._service)
+                found: Address = sentinel.discover_master(self._service)
             except MasterNotFoundError as error:
                 raise self._unnamed(error) from error
-            return self._to(found, sentinel, on_connect)
+            self._answered(sentinel)
+            return found
 
     def _in_turn(self) -> list[Address]:
         """Return whom to ask; the first is the last one next time, unless it does answer."""
@@ -133,10 +146,13 @@ class _Watchers:
         }
         return {**self._more, "sentinel_kwargs": asking}
 
-    def _to(self, found: Address, sentinel: Sentinel | AsyncSentinel, on_connect: Any) -> Options:
-        """Return the options for a connection to the master that a Sentinel has named."""
+    def _answered(self, sentinel: Sentinel | AsyncSentinel) -> None:
+        """Have the Sentinel that did answer asked first."""
         answered = _address_of(sentinel.sentinels[0])  # redis-py puts it there
         self._addresses = sorted(self._addresses, key=lambda address: address != answered)
+
+    def _to(self, found: Address, on_connect: Any) -> Options:
+        """Return the options for a connection to the master that a Sentinel has named."""
         host, port = found
         return {**self._options, "host": host, "port": port, "redis_connect_func": on_connect}
 
@@ -224,6 +240,9 @@ def _address_of(sentinel: Any) -> Address:
     return found["host"], found["port"]
 
 
-def _check_role(role: Any) -> None:
+def _check(role: Any, found: Address, named: Address) -> None:
+    """Raise what a replica says, unless a server says it is the master and is named still."""
     if str_if_bytes(role[0]) != "master":
         raise ReadOnlyError("the server that Sentinel names is a replica", status_code="READONLY")
+    if named != found:
+        raise ReadOnlyError("Sentinel names another master by now", status_code="READONLY")
