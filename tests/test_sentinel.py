@@ -234,8 +234,8 @@ async def test_a_master_that_was_replaced_while_it_was_asked_for_is_left(
     def in_a_thread(self: Any, service: str) -> Any:
         return first_the_old_one(discover_blocking(self, service))
 
-    discover = redis.asyncio.sentinel.Sentinel.discover_master
-    discover_blocking = redis.sentinel.Sentinel.discover_master
+    discover: Any = redis.asyncio.sentinel.Sentinel.discover_master
+    discover_blocking: Any = redis.sentinel.Sentinel.discover_master
     session = Session()
     session["a"] = 1
     await opened.manager().save(session)
