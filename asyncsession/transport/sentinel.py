@@ -1,52 +1,55 @@
-"""Where the master is, as redis-py's Sentinel clients find it: asked before each new connection.
+"""Where the master is, as redis-py's clients hear it from all Sentinels around each new connection.
 
 - A connection to the master is an ordinary one, so that READONLY stays the refusal that it is;
   redis-py's own for Sentinel make a broken connection of it. Either way the lane or pool lets go of
   a connection that said so, and the next one asks again.
-- A new connection first asks the server for its role, and Sentinel once more. A Sentinel may not
+- A new connection first asks the server for its role, and the Sentinels once more. They may not
   have heard yet that the master was demoted, and what a replica answers may be out of date. And a
-  master that was replaced, and is started again, takes itself for one until Sentinel demotes it.
-- Sentinels are asked one after the other, whoever answered last first. One that did not answer in
-  time is asked last from then on.
+  master that was replaced, and is started again, takes itself for one until it is demoted.
+- All Sentinels are asked, at once on an event loop, else one after the other: what one of them says
+  may be out of date (`sentinel_views`). One that was silent is waited for only briefly for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from redis import Connection, Redis, Sentinel, SSLConnection
+from redis import Connection, Redis, SSLConnection
 from redis.asyncio import Connection as AsyncPlainConnection
 from redis.asyncio import Redis as AsyncRedis
-from redis.asyncio import Sentinel as AsyncSentinel
 from redis.asyncio import SSLConnection as AsyncSSLConnection
 from redis.asyncio.connection import AbstractConnection as AsyncConnection
 from redis.asyncio.connection import parse_url as parse_url_async
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelPool
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, parse_url
 from redis.exceptions import ReadOnlyError
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, SentinelConnectionPool
+from redis.sentinel import SentinelConnectionPool
 from redis.utils import str_if_bytes
 
 from asyncsession.errors import ConfigurationError
-from asyncsession.protocol import BlockingTransport, Refused, Transport
+from asyncsession.protocol import BlockingTransport, Transport
 from asyncsession.transport import blocking, lanes
 from asyncsession.transport.addresses import Address, read_sentinel_url
 from asyncsession.transport.blocking import PoolTransport
+from asyncsession.transport.faults import BROKEN
 from asyncsession.transport.lanes import LaneTransport
 from asyncsession.transport.options import Options, for_connection, without_maintenance
+from asyncsession.transport.sentinel_views import Answer, ask, believed, view_of
 
 __all__ = ["asks_sentinel", "blocking_of_client", "blocking_of_url", "of_client", "of_url"]
 
 _ASK_WITHIN = 0.5  # seconds for each of connecting to a Sentinel and reading what it says
-_KIND = re.compile(r" - \w*:?(\w+)")  # of an error, in redis-py's account of what each has said
+_BRIEFLY = 0.05  # the same for one that was silent: each new connection has to wait for it twice
+_SILENT_FOR = 10.0  # seconds until it is given as much time as the others again
+_SHORTEST = 0.001  # seconds; to a socket, 0 would mean not to wait at all
 
 
 class _Watchers:
@@ -57,22 +60,25 @@ class _Watchers:
         service: the name by which they know the master.
         options: redis-py's connection options for the master, without an address.
         asking: the options for clients of the Sentinels, as `redis.Redis` takes them.
-        more: what else redis-py's `Sentinel` was told.
+        min_others: how many more Sentinels one has to know of to be believed.
+        force_host: takes the place of the host that they name.
     """
 
-    def __init__(self, given: Iterable[Address], service: str, options: Options, asking: Options,
-                 **more: Any) -> None:  # fmt: skip
-        self._addresses = list(given)  # replaced, never changed: threads share it
+    def __init__(self, given: Iterable[Address], service: str, options: Options, asking: Options, *,
+                 min_others: int = 0, force_host: str | None = None) -> None:  # fmt: skip
+        self._given = list(given)
         self._service = service
         self._options = options
         self._asking = for_connection(asking)
-        self._more = more
+        self._min_others = min_others
+        self._force_host = force_host
+        self._silent: dict[Address, float] = {}  # and until when they are waited for only briefly
 
     async def options(self) -> Options:
         """Return the options for a connection to the master, on an event loop.
 
         Raises:
-            Refused: no Sentinel names a master.
+            Refused: no Sentinel names a master, or it is being replaced.
         """
         func = self._options.get("redis_connect_func")
 
@@ -91,79 +97,95 @@ class _Watchers:
         """Return the options for a connection to the master, where the thread may wait.
 
         Raises:
-            Refused: no Sentinel names a master.
+            Refused: no Sentinel names a master, or it is being replaced.
         """
         func = self._options.get("redis_connect_func") or AbstractConnection.on_connect
+        ends = time.monotonic() + seconds
 
         def on_connect(connection: AbstractConnection) -> None:
             func(connection)
             connection.send_command("ROLE")  # type: ignore[no-untyped-call]
-            _check(connection.read_response(), found, self._named_within(seconds))
+            _check(connection.read_response(), found, self._named_until(ends))
 
-        found = self._named_within(seconds)
+        found = self._named_until(ends)
         return self._to(found, on_connect)
 
     async def _named(self) -> Address:
-        """Return the address that a Sentinel names, on an event loop."""
-        sentinel = AsyncSentinel(  # type: ignore[no-untyped-call]
-            self._in_turn(), **self._with(_ASK_WITHIN, AsyncRetry(NoBackoff(), 0))
-        )
+        """Return the address of the master, on an event loop."""
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(self._told_by(*one)) for one in self._in_turn()]
+        return believed([task.result() for task in asked], self._service, self._min_others)
+
+    def _named_until(self, ends: float) -> Address:
+        """Return the address of the master, where the thread may wait."""
+        answers = []
+        for address, seconds in self._in_turn():
+            # To connect and to read takes half of what is left at most: there are others to ask.
+            left = max((ends - time.monotonic()) / 4, _SHORTEST)
+            answers.append(self._told_within(address, min(seconds, left)))
+        return believed(answers, self._service, self._min_others)
+
+    async def _told_by(self, address: Address, seconds: float) -> Answer:
+        """Return what a Sentinel says, on an event loop."""
+        client = AsyncRedis(**self._reaching(address, seconds, AsyncRetry(NoBackoff(), 0)))
         try:
-            found: Address = await sentinel.discover_master(self._service)
-        except AsyncMasterNotFoundError as error:
-            raise self._unnamed(error) from error
-        finally:
-            # Whoever is cancelled meanwhile leaves no connection open.
-            await asyncio.shield(sentinel.aclose())
-        self._answered(sentinel)
-        return found
+            with self._listening_to(address):
+                try:
+                    questions = ask(client.pipeline(transaction=False), self._service)
+                    return view_of(*await questions.execute(raise_on_error=False))
+                finally:
+                    # Whoever is cancelled meanwhile leaves no connection open.
+                    await asyncio.shield(client.aclose())
+        except (*BROKEN, RuntimeError, AttributeError) as error:
+            return error  # the last two are how a transport that was reset says so: see `link`
 
-    def _named_within(self, seconds: float) -> Address:
-        """Return the address that a Sentinel names, where the thread may wait."""
-        asked = self._in_turn()
-        each = min(seconds / 2 / len(asked), _ASK_WITHIN)
-        retry = Retry(NoBackoff(), 0)
-        with Sentinel(asked, **self._with(each, retry)) as sentinel:  # type: ignore[no-untyped-call]
-            try:
-                found: Address = sentinel.discover_master(self._service)
-            except MasterNotFoundError as error:
-                raise self._unnamed(error) from error
-            self._answered(sentinel)
-            return found
+    def _told_within(self, address: Address, seconds: float) -> Answer:
+        """Return what a Sentinel says, where the thread may wait."""
+        options = self._reaching(address, seconds, Retry(NoBackoff(), 0))
+        try:
+            with self._listening_to(address), Redis(**options) as client:
+                questions = ask(client.pipeline(transaction=False), self._service)
+                return view_of(*questions.execute(raise_on_error=False))
+        except (*BROKEN, ValueError) as error:  # no name that DNS could have is a UnicodeError
+            return error
 
-    def _in_turn(self) -> list[Address]:
-        """Return whom to ask; the first is the last one next time, unless it does answer."""
-        asked = self._addresses
-        self._addresses = [*asked[1:], asked[0]]
-        return asked
+    def _in_turn(self) -> list[tuple[Address, float]]:
+        """Return whom to ask, and for how many seconds; last those that were silent lately."""
+        now = time.monotonic()
+        silent = [one for one in self._given if self._silent.get(one, 0) > now]
+        if len(silent) == len(self._given):  # it was the network, or the caller who gave up
+            silent = []
+        heard = [(one, _ASK_WITHIN) for one in self._given if one not in silent]
+        return heard + [(one, _BRIEFLY) for one in silent]
 
-    def _with(self, seconds: float, retry: Any) -> dict[str, Any]:
-        """Return the arguments of a `Sentinel` that waits so long for each."""
-        asking = self._asking | {
+    @contextmanager
+    def _listening_to(self, address: Address) -> Iterator[None]:
+        """Take note of whether a Sentinel answers, also if nobody waits for that any more."""
+        try:
+            yield
+        except BaseException:
+            now = time.monotonic()
+            if self._silent.get(address, 0) <= now:
+                self._silent[address] = now + _SILENT_FOR
+            raise
+        self._silent.pop(address, None)
+
+    def _reaching(self, address: Address, seconds: float, retry: Any) -> Options:
+        """Return the arguments of a client that waits so long for a Sentinel."""
+        return {
+            **self._asking,
+            "host": address[0],
+            "port": address[1],
             "socket_timeout": seconds,
             "socket_connect_timeout": seconds,
             "retry": retry,
         }
-        return {**self._more, "sentinel_kwargs": asking}
-
-    def _answered(self, sentinel: Sentinel | AsyncSentinel) -> None:
-        """Have the Sentinel that did answer asked first."""
-        answered = _address_of(sentinel.sentinels[0])  # redis-py puts it there
-        self._addresses = sorted(self._addresses, key=lambda address: address != answered)
 
     def _to(self, found: Address, on_connect: Any) -> Options:
-        """Return the options for a connection to the master that a Sentinel has named."""
+        """Return the options for a connection to the master that the Sentinels have named."""
         host, port = found
+        host = host if self._force_host is None else self._force_host
         return {**self._options, "host": host, "port": port, "redis_connect_func": on_connect}
-
-    def _unnamed(self, error: Exception) -> Refused:
-        """Return the fault for Sentinels that name no master, without redis-py's long account."""
-        kinds = _KIND.findall(str(error))
-        what = ", ".join(dict.fromkeys(kinds)) or "they do not know it, or take it for down"
-        return Refused(
-            f"no Sentinel names a master of {self._service!r} ({what})",
-            passing=set(kinds) != {"AuthenticationError"},
-        )
 
 
 def of_url(url: str, count: int) -> Transport:
@@ -230,8 +252,8 @@ def _of_pool(pool: Any, connection_class: type) -> _Watchers:
         pool.service_name,
         options | {"connection_class": connection_class},
         manager.sentinel_kwargs,
-        min_other_sentinels=manager.min_other_sentinels,
-        force_master_ip=manager._force_master_ip,  # noqa: SLF001  it has no other name
+        min_others=manager.min_other_sentinels,
+        force_host=manager._force_master_ip,  # noqa: SLF001  it has no other name
     )
 
 
@@ -245,4 +267,4 @@ def _check(role: Any, found: Address, named: Address) -> None:
     if str_if_bytes(role[0]) != "master":
         raise ReadOnlyError("the server that Sentinel names is a replica", status_code="READONLY")
     if named != found:
-        raise ReadOnlyError("Sentinel names another master by now", status_code="READONLY")
+        raise ReadOnlyError("the Sentinels name another master by now", status_code="READONLY")
