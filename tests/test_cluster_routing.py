@@ -165,7 +165,10 @@ def test_what_fails_is_told_as_it_is_and_doubted_next_time(
     view: View, failure: Exception, is_suspect: bool
 ) -> None:
     outcome, _ = walk(view, [failure])
-    assert outcome is failure
+    assert type(outcome) is type(failure)
+    assert str(outcome) == str(failure).partition("; it is a node of a Cluster")[0]
+    assert outcome.__dict__ == failure.__dict__
+    assert outcome is failure or outcome.__cause__ is failure.__cause__
     outcome, taken = walk(view, [["ok"]], learns=Nodes(B))
     assert outcome == ["ok"]
     assert sends(taken) == [(B if is_suspect else A, False)]

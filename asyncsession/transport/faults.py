@@ -21,7 +21,7 @@ from redis.exceptions import (
 
 from asyncsession.protocol import Lost, Refused
 
-__all__ = ["BROKEN", "after_sending", "before_sending", "whole"]
+__all__ = ["BROKEN", "after_sending", "before_sending", "of_node", "whole"]
 
 BROKEN = (RedisError, OSError)
 """What redis-py raises for a connection that cannot be opened, or used any more."""
@@ -67,6 +67,11 @@ def after_sending(error: Exception) -> Refused | Lost:
                               AuthorizationError)):  # fmt: skip
         return Lost(_reason(error))
     return Refused(_reason(error), passing=_code(error) in _PASSING)
+
+
+def of_node(fault: Refused) -> Refused:
+    """Return a fault as it is told where the URL is a Cluster's: without the advice to use one."""
+    return Refused(str(fault).removesuffix(_CLUSTER_HINT), passing=fault.passing)
 
 
 def _is_for_good(error: BaseException) -> bool:

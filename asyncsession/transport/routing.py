@@ -25,7 +25,7 @@ from redis.exceptions import (
 
 from asyncsession.protocol import Call, Lost, Refused
 from asyncsession.transport.addresses import Address
-from asyncsession.transport.faults import BROKEN, after_sending, before_sending
+from asyncsession.transport.faults import BROKEN, after_sending, before_sending, of_node
 
 __all__ = [
     "NOT_OURS",
@@ -171,7 +171,7 @@ def route(view: View, call: Call) -> Route:
             if not isinstance(redirect, AskError):
                 if refused.passing and not isinstance(redirect, TryAgainError):
                     view.suspects.add(address)
-                raise
+                raise of_node(refused) from redirect
         else:
             return reply
         address = view.target(redirect, address)
