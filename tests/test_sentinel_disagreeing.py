@@ -55,8 +55,8 @@ def test_who_is_believed(answers: list[Answer], named: tuple[str, int]) -> None:
         ([None, None], "they do not know it", True),
         ([view(1, OLD, others=0)], "they do not know it", True),
         ([None, Silence("no")], r"\(TimeoutError\)", True),
-        ([AuthenticationError("no"), Silence("no")], "AuthenticationError, Timeout", True),
-        ([AuthenticationError("no"), NoPermissionError("no")], "NoPermissionError", False),
+        ([Silence("no"), AuthenticationError("who?")], r"AuthenticationError: who\?", True),
+        ([NoPermissionError("no", status_code="NOPERM"), None], r"\(NOPERM: no\)", False),
     ],
 )
 def test_when_nobody_is_believed(answers: list[Answer], says: str, *, passing: bool) -> None:

@@ -88,10 +88,12 @@ def believed(answers: Iterable[Answer], service: str, min_others: int) -> Addres
     views = [one for one in said if isinstance(one, View) and one.others >= min_others]
     if not views:
         errors = [one for one in said if isinstance(one, Exception)]
+        lasting = [fault for fault in map(before_sending, errors) if not fault.passing]
         kinds = ", ".join(dict.fromkeys(type(error).__name__ for error in errors))
+        why = str(lasting[0]) if lasting else kinds or "they do not know it"
         raise Refused(
-            f"no Sentinel names a master of {service!r} ({kinds or 'they do not know it'})",
-            passing=not errors or any(before_sending(error).passing for error in errors),
+            f"no Sentinel names a master of {service!r} ({why})",
+            passing=not errors or len(lasting) < len(errors),
         ) from next(iter(errors), None)
     epoch = max(view.epoch for view in views)
     latest = [view for view in views if view.epoch == epoch]
