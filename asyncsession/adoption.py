@@ -122,7 +122,7 @@ class TwoStores:
         self._ours = ours
         self._theirs = theirs
 
-    async def call(self, call: Call) -> list[Any]:
+    async def call(self, call: Call) -> Any:
         """Run a script on the server that it is for."""
         return await (self._theirs if call.script == "original" else self._ours).call(call)
 
@@ -137,7 +137,7 @@ class BlockingTwoStores:
         self._ours = ours
         self._theirs = theirs
 
-    def call(self, call: Call) -> list[Any]:
+    def call(self, call: Call) -> Any:
         """Run a script on the server that it is for."""
         return (self._theirs if call.script == "original" else self._ours).call(call)
 

@@ -20,7 +20,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 
@@ -71,6 +71,12 @@ _SET_BYTE = bytes((_SET,))
 _WHOLE = frozenset(map(int, (Op.SET, Op.CREATE)))  # alone, their operand is the value
 _CERTAIN = _WHOLE | frozenset(map(int, (Op.ADD, Op.MAXIMUM, Op.MINIMUM)))  # there is a value after
 _MAX_OP = int(max(Op))
+
+AFTER_BASE = b"+"
+"""What a load's answer begins with where its base was found: then come a stamp, and the frames."""
+
+_FETCHED = 7
+_LOG_MEMORY, _KEY_MEMORY = 800, 180  # bytes, of a log and of each key beside what is stored of it
 
 Chain = bytes | tuple[bytes, ...]
 """The deltas that make up one key's value, oldest first; one alone stands for itself."""
@@ -144,7 +150,9 @@ def scan(log: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 class Log:
-    """What one reader has seen of a session's log: who it is, and each key's deltas, still packed.
+    """What a reader has seen of a session's log: who it is, and each key's deltas, still packed.
+
+    It is never changed: sessions of one process share it.
 
     Attributes:
         incarnation: 8 random bytes, the same for the session's whole life.
@@ -160,14 +168,16 @@ class Log:
     __slots__ = ("_chains", "_first", "created", "deadline", "frames", "incarnation", "length",
                  "stamp", "tip", "version")  # fmt: skip
 
-    def __init__(self, incarnation: bytes, created: int, deadline: int, folded: int) -> None:
+    def __init__(self, incarnation: bytes, created: int, deadline: int, folded: int,
+                 chains: dict[str, Chain] | None = None, first: int = 0) -> None:  # fmt: skip
         self.incarnation = incarnation
         self.created = created
         self.deadline = deadline
         self.version = folded
-        self.length = self.frames = self._first = self.stamp = 0
+        self.length = self.frames = self.stamp = 0
         self.tip = b""
-        self._chains: dict[str, Chain] = {}
+        self._first = first
+        self._chains: dict[str, Chain] = {} if chains is None else chains
 
     @classmethod
     def parse(cls, blob: bytes) -> Log:
@@ -187,58 +197,87 @@ class Log:
         log = cls(incarnation, c_high << 32 | c_low, d_high << 32 | d_low, f_high << 32 | f_low)
         if max(log.created, log.deadline) > _LATEST:
             raise InvalidSessionData("what is stored is not a session of this format")
-        log.extend(blob[_HEADER.size :])
-        return log
+        return log.extended(blob[_HEADER.size :])
 
-    def extend(self, tail: bytes) -> None:
-        """Take in the frames that follow those already seen.
+    @classmethod
+    def fetched(cls, data: bytes, known: Log | None) -> Log:
+        """Return the log that a load has brought: a whole one, or what came after `known`.
 
         Raises:
-            InvalidSessionData: these bytes are no frames. The log is as it was.
+            InvalidSessionData: these bytes are neither.
         """
-        begin, frames = 0, []
+        if data[:1] != AFTER_BASE:
+            return cls.parse(data)
+        if known is None or len(data) < _FETCHED:
+            raise InvalidSessionData("the answer to a load is malformed")
+        log = known.extended(data[_FETCHED:]) if len(data) > _FETCHED else known
+        return log.seen(int.from_bytes(data[1:_FETCHED], "big"))
+
+    def extended(self, tail: bytes) -> Log:
+        """Return the log with the frames that follow those already seen.
+
+        Raises:
+            InvalidSessionData: these bytes are no frames.
+        """
+        chains, frames, begin, first = self._chains, 0, 0, self._first
         for start, end, at in scan(tail):
-            frames.append((_decode_payload(tail[start:end]), at - begin))
+            changes = _decode_payload(tail[start:end])
+            if not chains:
+                chains = cast("dict[str, Chain]", changes)
+            else:
+                if chains is self._chains:
+                    chains = dict(chains)
+                _take(chains, changes)
+            first = first or at - begin
             begin = at
-        for changes, size in frames:
-            self._take(changes, size)
-        if frames:
-            self._end_with(tail)
+            frames += 1
+        return self._with(chains, first, frames, tail) if frames else self
 
-    def append(self, changes: Mapping[str, bytes], frame: bytes) -> None:
-        """Take in one more frame, which is known to hold these changes."""
-        self._take(changes, len(frame))
-        self._end_with(frame)
+    def appended(self, changes: Mapping[str, bytes], frame: bytes) -> Log:
+        """Return the log with one more frame, which is known to hold these changes."""
+        chains = dict(self._chains)
+        _take(chains, changes)
+        return self._with(chains, self._first or len(frame), 1, frame)
 
-    def _take(self, changes: Mapping[str, bytes], size: int) -> None:
-        chains = self._chains
-        if chains:
-            for key, delta in changes.items():
-                op = delta[0]
-                if op == _SET or key not in chains:
-                    chains[key] = delta
-                elif op == _DELETE:
-                    del chains[key]
-                else:
-                    chains[key] = (*_deltas(chains[key]), delta)
-        else:
-            chains.update(changes)
-        self._first = self._first or size
-        self.length += size
-        self.frames += 1
-        self.version += 1
+    def seen(self, stamp: int) -> Log:
+        """Return the log of a session that was seen at `stamp`, ms by the server's clock."""
+        if stamp == self.stamp:
+            return self
+        log = self._twin(self._chains, self._first)
+        log.stamp = stamp
+        return log
 
-    def _end_with(self, tail: bytes) -> None:
-        self.tip = tail[-_ID:]
-        self.stamp = int.from_bytes(tail[-_TRAILER:-_ID], "big")
+    def compacted(self, payload: bytes) -> Log:
+        """Return the log after the frames seen have been replaced by one with this payload."""
+        first = _FRAME.size + len(payload) + _TRAILER
+        log = self._twin(dict(_decode_payload(payload)), first)
+        log.length, log.frames = first, 1
+        return log
 
-    def copy(self) -> Log:
-        """Return a log of its own with the same content."""
-        twin = Log(self.incarnation, self.created, self.deadline, self.version)
-        twin.length, twin.frames, twin._first = self.length, self.frames, self._first
-        twin.tip, twin.stamp = self.tip, self.stamp
-        twin._chains = dict(self._chains)
-        return twin
+    def detached(self) -> Log:
+        """Return a log with the same content whose offsets are not those of the stored one."""
+        log = self._twin(self._chains, self._first)
+        log.length = 0
+        return log
+
+    def _with(self, chains: dict[str, Chain], first: int, frames: int, tail: bytes) -> Log:
+        log = self._twin(chains, first)
+        log.length += len(tail)
+        log.frames += frames
+        log.version += frames
+        log.tip = tail[-_ID:]
+        log.stamp = int.from_bytes(tail[-_TRAILER:-_ID], "big")
+        return log
+
+    def _twin(self, chains: dict[str, Chain], first: int) -> Log:
+        log = Log(self.incarnation, self.created, self.deadline, self.version, chains, first)
+        log.length, log.frames, log.tip, log.stamp = self.length, self.frames, self.tip, self.stamp
+        return log
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes in memory, to within half as much again."""
+        return self.length + _LOG_MEMORY + _KEY_MEMORY * len(self._chains)
 
     def keys(self) -> list[str]:
         """Return the keys that have a value."""
@@ -298,15 +337,20 @@ class Log:
         packed = {key: self.packed(key) for key in self._chains}
         return encode_payload({key: _SET_BYTE + it for key, it in packed.items() if it is not None})
 
-    def compacted(self, payload: bytes) -> None:
-        """Take note that the frames seen have been replaced by one with this payload."""
-        self._chains = dict(_decode_payload(payload))
-        self.length = self._first = _FRAME.size + len(payload) + _TRAILER
-        self.frames = 1
-
 
 def _deltas(chain: Chain) -> tuple[bytes, ...]:
     return (chain,) if isinstance(chain, bytes) else chain
+
+
+def _take(chains: dict[str, Chain], changes: Mapping[str, bytes]) -> None:
+    for key, delta in changes.items():
+        op = delta[0]
+        if op == _SET or key not in chains:
+            chains[key] = delta
+        elif op == _DELETE:
+            del chains[key]
+        else:
+            chains[key] = (*_deltas(chains[key]), delta)
 
 
 def _decode_payload(payload: bytes) -> dict[str, bytes]:

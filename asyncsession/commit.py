@@ -15,9 +15,10 @@ refusal could pass (too large, not available) the outcome is unknown and said to
 
 from __future__ import annotations
 
-from asyncsession.blob import FORMAT, Log
+from asyncsession.blob import Log
 from asyncsession.draft import Draft
 from asyncsession.errors import CommitOutcomeUnknown, SessionConflict
+from asyncsession.handles import LOOK
 from asyncsession.machine import Budget, Reply, Settings, definite, send
 from asyncsession.outcome import Commit, Rerun
 from asyncsession.protocol import Code, Machine, Queue
@@ -63,6 +64,7 @@ def commit(settings: Settings, budget: Budget, session: Session, *, new_id: str 
     yield from _queue(settings, budget, draft)
     draft.stamp()
     draft.catch_up()
+    draft.fast_forward()
     last = yield from _complete(settings, budget, draft)
     if isinstance(first, Commit) and isinstance(last, Commit):
         return first.followed_by(last)
@@ -163,4 +165,4 @@ def _yield_privilege(settings: Settings, budget: Budget, draft: Draft) -> Machin
 
 def _peek(settings: Settings, budget: Budget, handle: str) -> Machine[Reply]:
     with definite(budget):  # it is the commit's own session that is looked at
-        return (yield from send(settings, budget, "load", (settings.key(handle),), FORMAT, 0, 0))
+        return (yield from send(settings, budget, "load", (settings.key(handle),), *LOOK))

@@ -32,6 +32,7 @@ ROTATION_GRACE = 120.0
 """Seconds for which commits of requests that loaded before a rotation find the successor: longer
 than web servers and proxies let a request run by default (nginx 60, gunicorn 30)."""
 
+_WINDOW = str(round(COMMIT_WINDOW * 1000))
 _MAX_HOPS = 16  # rotations one commit follows
 HEADROOM = 4
 """The log may be this many times `max_bytes` until a commit folds it."""
@@ -93,10 +94,6 @@ class Draft:
         self._frame = encode_frame(self._deltas)
         fold = self._check_size() or (log is not None and log.outgrown) or self.reloaded
         self._snapshot = log.snapshot() if log and log.length and fold else b""
-        tombstone = b""
-        if self.new_id is not None:
-            tombstone = head(Kind.MOVED, self.session.incarnation)
-            tombstone += session_handle(self.new_id).encode()
         return (
             head(Kind.LIVE, self.session.incarnation),
             self._id,
@@ -107,14 +104,21 @@ class Draft:
             settings.absolute,
             self._frame,
             self._guards(),
-            self._snapshot,
             self._room * HEADROOM,
-            round(COMMIT_WINDOW * 1000),
-            round(RETRY_HORIZON * 1000),
-            KEPT_IDS,
-            tombstone,
-            round(ROTATION_GRACE * 1000),
+            _WINDOW,
+            *self._more(),
         )
+
+    def _more(self) -> tuple[bytes | str | int, ...]:
+        """Return the arguments for a compaction or a rotation; none for any other commit."""
+        if not self._snapshot and self.new_id is None:
+            return ()
+        tombstone = b""
+        if self.new_id is not None:
+            tombstone = head(Kind.MOVED, self.session.incarnation)
+            tombstone += session_handle(self.new_id).encode()
+        horizon = round(RETRY_HORIZON * 1000)
+        return self._snapshot, horizon, KEPT_IDS, tombstone, round(ROTATION_GRACE * 1000)
 
     @property
     def is_privileged(self) -> bool:
@@ -134,6 +138,18 @@ class Draft:
         if self.session.is_behind and self._log is not None:
             self.rebase(self._log)
 
+    def fast_forward(self) -> None:
+        """Start from what others of this process have seen of the session since it was loaded.
+
+        Their commits then need not come over the wire again. Only for changes that nobody can
+        refuse: others depend on what was there when the session was loaded.
+        """
+        log, latest = self._log, self.settings.cache.get(self.handle)
+        if latest is None or log is None or self.serial or self.guarded():
+            return
+        if latest.version > log.version:
+            self._log = latest
+
     def guarded(self) -> list[str]:
         """Return the changed keys whose policy has to see what others did."""
         return [key for key, change in self.changes.items() if change.policy.resolve]
@@ -142,9 +158,7 @@ class Draft:
         """Return the log as others have left it, from a conflict's reply."""
         if not reply.found:
             return Log.parse(reply.data)
-        log = self.base_log().copy()
-        log.extend(reply.data)
-        return log
+        return self.base_log().extended(reply.data)
 
     def rebase(self, log: Log) -> None:
         """Put the changes on top of what others did.
@@ -200,13 +214,14 @@ class Draft:
 
     def finish(self, reply: Reply | None) -> Commit:
         """Settle the session on what is stored now."""
+        if reply is not None and self._is_undisturbed(reply):
+            return self._advanced(reply)
         try:
             log = self._settled(reply) if reply else self._log
             private = self.stale
         except InvalidSessionData:  # ours is in; what another wrote beside it is of a newer version
             log, private = None, True
         if private and self.session.log is not None:
-            log = self.session.log.copy()
             self._frame = encode_frame(
                 {
                     key: change.delta
@@ -214,14 +229,17 @@ class Draft:
                     if not self._fates.get(key, Review.MERGED) & Review.DROPPED
                 }
             )
-            log.extend(self._own_frame(reply.now if reply else log.stamp))
-            log.length = 0  # a view of its own: its offsets are not those of the stored log
+            log = self.session.log
+            log = log.extended(self._own_frame(reply.now if reply else log.stamp)).detached()
         if log is not None:
             self.session.settle(log, self.sent)
         if self.new_id is None:
             self.session.handle = self.handle
         else:
             self.session.assign(self.new_id)
+            self.settings.cache.drop(self.handle)
+        if log is not None and log.length:
+            self.settings.cache.put(self.session.handle, log)
         self.session.is_stale = self.stale or self.session.is_stale
         version = log.version if log else 0
         if not self._fates:
@@ -243,36 +261,54 @@ class Draft:
         if reply.code is Code.GONE and budget.unsure and age > ROTATION_GRACE * 1000:
             return give_up(budget)  # it may have been done, and the session rotated since
         if reply.code is Code.GONE:
+            self.settings.cache.drop(self.handle)
             self.session.is_stale = self.stale or self.session.is_stale  # gone under another id
             return SessionGone("the session was destroyed or has expired; nothing was written")
         if reply.code is Code.TOO_LARGE and not budget.unsure:
             return self._too_large(int(reply.data))
         return give_up(budget)
 
+    def _is_undisturbed(self, reply: Reply) -> bool:
+        """Tell whether all is as when it was loaded, but for this commit."""
+        return (
+            reply.code is Code.OK
+            and reply.found
+            and not reply.data
+            and not self._fates
+            and not self.stale
+            and self.new_id is None
+            and self._log is self.session.log is not None
+            and not self.session.is_behind
+        )
+
+    def _advanced(self, reply: Reply) -> Commit:
+        """Put the changes on top of what the session was based on; nobody else was there."""
+        log = self._left(self.base_log(), reply).appended(self._deltas, self._own_frame(reply.now))
+        self.session.advance(log)
+        self.settings.cache.put(self.handle, log)
+        return Commit(log.version, self.attempts)
+
+    def _left(self, log: Log, reply: Reply) -> Log:
+        """Return what this commit was based on, as it has left that."""
+        is_folded = self._snapshot and reply.code is Code.OK
+        return log.compacted(self._snapshot) if is_folded else log
+
     def _settled(self, reply: Reply) -> Log:
         """Return the log with everything in it, and note how each change met those of others."""
         if reply.found and self._log is not None:
-            log, tail = self._log, reply.data
-            if tail or self.stale or log is not self.session.log:
-                log = log.copy()
-            if self._snapshot and reply.code is Code.OK:
-                log.compacted(self._snapshot)
+            log, tail = self._left(self._log, reply), reply.data
         else:
             log, tail = Log.parse(reply.data[:HEADER_BYTES]), reply.data[HEADER_BYTES:]
         is_ours = self._log is self.session.log and not self.session.is_behind
-        if reply.code is Code.OK and not tail and is_ours:
-            log.append(self._deltas, self._own_frame(reply.now))  # nobody else was here
-            return log
         if reply.code is Code.OK:
             split = len(tail)
             tail += self._own_frame(reply.now)
         else:
             split = _offset(tail, self._id)
-        log.extend(tail[:split])
+        log = log.extended(tail[:split])
         if (split or not is_ours) and not self.session.is_new:
             self._review(log, seen=split < len(tail))
-        log.extend(tail[split:])
-        return log
+        return log.extended(tail[split:])
 
     def _review(self, theirs: Log, *, seen: bool) -> None:
         for key, change in self.changes.items():
@@ -336,9 +372,8 @@ class Draft:
         return length > self._room * HEADROOM
 
     def _sizes(self) -> dict[str, int]:
-        log = self._log.copy() if self._log else Log(self.session.incarnation, 0, 0, 0)
-        log.extend(self._own_frame(0))
-        return log.sizes()
+        log = self._log or Log(self.session.incarnation, 0, 0, 0)
+        return log.extended(self._own_frame(0)).sizes()
 
     def _too_large(self, size: int) -> SessionTooLarge:
         sizes = {_public(key): size for key, size in self._sizes().items()}

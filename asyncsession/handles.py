@@ -9,13 +9,16 @@ from asyncsession.machine import RETRY_HORIZON, Budget, Reply, Settings, send
 from asyncsession.protocol import Code, Machine
 from asyncsession.session import Session
 
-__all__ = ["HORIZON", "MAGIC", "end", "find", "follow"]
+__all__ = ["HORIZON", "LOOK", "MAGIC", "end", "find", "follow"]
 
 HORIZON = round(RETRY_HORIZON * 1000)
 """How long tombstones stay, ms."""
 
 MAGIC = FORMAT[:2]
 """What any session of ours begins with, whatever its format."""
+
+LOOK: tuple[bytes | int, ...] = (FORMAT, 0, 0, 0, b"", 0)
+"""The arguments of a load that only looks: it fetches the whole log, and writes nothing."""
 
 _MAX_HOPS = 16
 """Rotations that one operation follows; damaged tombstones might name each other."""
@@ -47,7 +50,7 @@ def find(
     """
     try:
         for _ in range(_MAX_HOPS + 1):
-            reply = yield from send(settings, budget, "load", (settings.key(handle),), FORMAT, 0, 0)
+            reply = yield from send(settings, budget, "load", (settings.key(handle),), *LOOK)
             if reply.code is Code.OK:
                 log = Log.parse(reply.data)
                 session = Session("", log, handle)
@@ -66,4 +69,5 @@ def find(
 def end(settings: Settings, budget: Budget, session: Session) -> Machine[None]:
     """Leave a tombstone, following rotations: whoever logs out means the session, not the id."""
     mark = MAGIC if session.is_unreadable else head(Kind.DESTROYED, session.incarnation)
-    yield from follow(settings, budget, "destroy", session.handle, mark, HORIZON)
+    _reply, handle = yield from follow(settings, budget, "destroy", session.handle, mark, HORIZON)
+    settings.cache.drop(handle)

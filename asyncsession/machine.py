@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
+from asyncsession.cache import DEFAULT_CACHE_BYTES, Cache
 from asyncsession.errors import CommitOutcomeUnknown, InvalidSessionData, StoreUnavailable
 from asyncsession.ids import index_key, store_key
 from asyncsession.merge import Policies
@@ -43,6 +45,7 @@ RETRY_HORIZON = 30.0
 """Seconds for which the ids of folded commits and the tombstones of ended sessions are kept: the
 window, and as much again for servers whose clocks differ when one takes over from another."""
 
+_RECENT = 60.0  # seconds; in which clocks do not drift apart by more than some milliseconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.25  # seconds; full jitter below them, doubling
 
 
@@ -51,14 +54,21 @@ class Clock:
 
     def __init__(self) -> None:
         self._offset: float | None = None
+        self._observed = 0.0  # when it was last told
 
     def observe(self, now: int) -> None:
         """Take in that the server's clock showed `now` ms just before."""
-        self._offset = now - time.monotonic() * 1000
+        self._observed = time.monotonic()
+        self._offset = now - self._observed * 1000
 
     def now(self) -> int | None:
         """Return the server's time in ms, never later than it is; None before the first reply."""
         return None if self._offset is None else int(self._offset + time.monotonic() * 1000)
+
+    def recent(self) -> int:
+        """Return the same if a reply has told it lately, else 0."""
+        offset, at = self._offset, time.monotonic()
+        return 0 if offset is None or at - self._observed > _RECENT else int(offset + at * 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,7 @@ class Settings:
     ends_oldest: bool = False
     durability: Durability | None = None
     clock: Clock = field(default_factory=Clock)
+    cache: Cache = field(default_factory=partial(Cache, DEFAULT_CACHE_BYTES))
     idle: int = field(init=False)
     absolute: int = field(init=False)
 
@@ -157,7 +168,7 @@ def send(
     while True:
         try:
             raw = yield Call(script, keys, args, budget.call_timeout(durability), durability)
-            confirmed = raw.pop() if durability is not None else 0
+            raw, confirmed = (raw, 0) if durability is None else raw
             reply = _read(script, raw, args)
         except Refused as refused:
             failure: Refused | Lost = refused
@@ -168,7 +179,8 @@ def send(
             budget.unsure = budget.unsure or script in _WRITING
             pause = budget.pause()
         else:
-            settings.clock.observe(reply.now)
+            if reply.now:
+                settings.clock.observe(reply.now)
             if reply.code is Code.UNREADABLE:
                 unreadable = InvalidSessionData(
                     "what is stored under this session's key is not of a format this version reads;"
@@ -247,9 +259,15 @@ _CODES = {int(code): code for code in Code}
 
 def _read(script: str, raw: Any, args: tuple[bytes | str | int, ...]) -> Reply:
     if script != "commit":
+        if type(raw) is bytes:
+            return Reply(Code.OK, 0, raw)
         code, now, data = raw
         return Reply(_CODES[code], now, data)
-    code, echo, now, found, data = raw
+    if type(raw) is bytes:
+        echo, reply = raw[6:], Reply(Code.OK, int.from_bytes(raw[:6], "big"), b"")
+    else:
+        code, echo, now, found, data = raw
+        reply = Reply(_CODES[code], now, data, bool(found))
     if echo != args[1]:
         raise Lost("the reply belongs to another commit")
-    return Reply(_CODES[code], now, data, bool(found))
+    return reply

@@ -13,10 +13,21 @@ from typing import Any, Literal, Self, TypeVar
 import anyio
 
 from asyncsession import adoption, principals, verbs
+from asyncsession.cache import DEFAULT_CACHE_BYTES
 from asyncsession.errors import ConfigurationError
 from asyncsession.merge import MergeFunction, Policy, three_way
 from asyncsession.outcome import Commit
-from asyncsession.protocol import Apply, Group, Lost, Pause, Queue, Refused, Together, Transport
+from asyncsession.protocol import (
+    Apply,
+    Call,
+    Group,
+    Lost,
+    Pause,
+    Queue,
+    Refused,
+    Together,
+    Transport,
+)
 from asyncsession.session import Session
 from asyncsession.setup import checked_principal, checked_settings
 from asyncsession.transport import connect
@@ -45,6 +56,8 @@ class SessionManager:
             a function `f(base, ours, theirs) -> value`.
         default_merge: the policy of all other keys.
         max_bytes: what a session may take, packed.
+        cache_bytes: memory for what was last seen of sessions, so that a load fetches only what
+            came after it; 0 for none. Every load asks the server nevertheless.
         timeout: seconds that one operation may take with all its retries; at most 10.
         max_sessions: how many sessions one principal may have at a time (ASVS 5.0 7.1.2); None for
             any number. It is looked after when a session becomes the principal's.
@@ -73,6 +86,7 @@ class SessionManager:
         merge: Mapping[str, Policy | MergeFunction] | None = None,
         default_merge: Policy | MergeFunction = three_way,
         max_bytes: int = 65_536,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
         timeout: float = 5.0,
         max_sessions: int | None = None,
         when_full: Literal["end_oldest", "refuse"] = "end_oldest",
@@ -87,6 +101,7 @@ class SessionManager:
             merge=merge,
             default_merge=default_merge,
             max_bytes=max_bytes,
+            cache_bytes=cache_bytes,
             timeout=timeout,
             max_sessions=max_sessions,
             when_full=when_full,
@@ -281,6 +296,14 @@ class SessionManager:
         try:
             step = next(machine)
             while True:
+                if isinstance(step, Call):
+                    try:
+                        reply = await transport.call(step)
+                    except (Refused, Lost) as fault:
+                        step = machine.throw(fault)
+                    else:
+                        step = machine.send(reply)
+                    continue
                 if isinstance(step, Queue):
                     if turn is not None:
                         turn.end()
@@ -297,15 +320,7 @@ class SessionManager:
                         await result
                     step = machine.send(None)
                     continue
-                if isinstance(step, Together):
-                    step = machine.send(await self._drive_all(step, transport))
-                    continue
-                try:
-                    reply = await transport.call(step)
-                except (Refused, Lost) as fault:
-                    step = machine.throw(fault)
-                else:
-                    step = machine.send(reply)
+                step = machine.send(await self._drive_all(step, transport))
         except StopIteration as stop:
             returned: T = stop.value
             return returned

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from asyncsession.blob import Log
 
 __all__ = ["Commit", "Rerun"]
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """What became of a `save`.
 
     Attributes:
@@ -38,8 +37,7 @@ class Commit:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rerun:
+class Rerun(NamedTuple):
     """A serialisable change met another one: it has to be computed again on this state."""
 
     log: Log

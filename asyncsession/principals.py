@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from asyncsession.blob import FORMAT
 from asyncsession.commit import commit
 from asyncsession.errors import (
     CommitOutcomeUnknown,
@@ -33,7 +32,7 @@ from asyncsession.errors import (
     StoreUnavailable,
     TooManySessions,
 )
-from asyncsession.handles import HORIZON, end, find, follow
+from asyncsession.handles import HORIZON, LOOK, end, find, follow
 from asyncsession.ids import session_handle
 from asyncsession.machine import Budget, Reply, Settings, definite, give_up, send
 from asyncsession.outcome import Commit, Rerun
@@ -219,7 +218,7 @@ def _confirm(index: _Index, session: Session, *, has_begun: bool) -> Machine[Non
 
 def _require(index: _Index, session: Session) -> Machine[None]:
     """Raise `SessionGone` if a session has ended."""
-    look = follow(index.settings, index.budget, "load", session.handle, FORMAT, 0, 0)
+    look = follow(index.settings, index.budget, "load", session.handle, *LOOK)
     with definite(index.budget):
         reply, _handle = yield from look
     if reply.code is not Code.OK:

@@ -63,8 +63,8 @@ class Call(NamedTuple):
         keys: Redis keys, all in one Cluster slot.
         args: its arguments.
         timeout: seconds after which the reply is not waited for any longer.
-        durability: what a write waits for. The reply to such a call has one element more, at its
-            end: how many replicas have confirmed it, be they enough or not.
+        durability: what a write waits for. What comes back for such a call is two things: the
+            reply, and how many replicas have confirmed it, be they enough or not.
     """
 
     script: str
@@ -151,7 +151,7 @@ class Lost(Exception):
 class Transport(Protocol):
     """Performs calls."""
 
-    async def call(self, call: Call) -> list[Any]:
+    async def call(self, call: Call) -> Any:
         """Run a script and return its reply.
 
         Raises:
@@ -166,7 +166,7 @@ class Transport(Protocol):
 class BlockingTransport(Protocol):
     """Performs calls, and makes the thread wait for the reply."""
 
-    def call(self, call: Call) -> list[Any]:
+    def call(self, call: Call) -> Any:
         """Run a script and return its reply.
 
         Raises:

@@ -254,6 +254,11 @@ class Session(MutableMapping[str, Any]):
         self.is_destroyed, self._log = True, None
         self._held.clear()
 
+    def note_seen(self, stamp: int) -> None:
+        """Take note that the session was seen at `stamp`, ms by the server's clock."""
+        if self._log is not None and stamp > self._log.stamp:
+            self._log = self._log.seen(stamp)
+
     def refresh(self, log: Log, policies: Policies) -> None:
         """Show the state of `log`, what has not been saved on top of it."""
         self._policies = policies
@@ -270,14 +275,14 @@ class Session(MutableMapping[str, Any]):
             InvalidSessionValue: naming the key and the type that cannot be kept.
         """
         self._policies, changes = policies, {}
-        differences = dict(self._differences())
-        for key in self._bases.keys() - differences.keys():
-            del self._bases[key]  # that change was taken back
-        for key, packed in differences.items():
-            if key in self._bases:
-                base = self._bases[key]
-            else:
-                base = self._log.value(key) if self._log else MISSING
+        bases, log = self._bases, self._log
+        differences = list(self._differences())
+        if bases:
+            for key in bases.keys() - {key for key, _ in differences}:
+                del bases[key]  # that change was taken back
+        for key, packed in differences:
+            stored = MISSING if log is None else log.value(key)
+            base = bases.get(key, stored) if bases else stored
             policy = last_write if key[:1] == _RESERVED else policies[key]
             ours = self._held[key]
             delta = policy.diff(base, ours)
@@ -286,6 +291,10 @@ class Session(MutableMapping[str, Any]):
                     ours = unpack(packed)  # as it is now, whatever becomes of what was handed out
                 changes[key] = Change(base, ours, packed, delta, policy)
         return changes
+
+    def advance(self, log: Log) -> None:
+        """Take note that `log` is what was loaded with what is held here, and nothing else."""
+        self._log = log
 
     def settle(self, log: Log, sent: dict[str, Change]) -> None:
         """Show the state of `log`, in which the changes `sent` have been committed.

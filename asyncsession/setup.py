@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Literal
 
+from asyncsession.cache import Cache
 from asyncsession.errors import ConfigurationError
 from asyncsession.machine import MAX_TIMEOUT, Settings
 from asyncsession.merge import MergeFunction, Policies, Policy
@@ -28,6 +29,7 @@ def checked_settings(
     merge: Mapping[str, Policy | MergeFunction] | None,
     default_merge: Policy | MergeFunction,
     max_bytes: int,
+    cache_bytes: int,
     timeout: float,
     max_sessions: int | None,
     when_full: Literal["end_oldest", "refuse"],
@@ -45,6 +47,8 @@ def checked_settings(
     absolute = _seconds("absolute_timeout", absolute_timeout)
     if not isinstance(max_bytes, int) or not 256 <= max_bytes <= MAX_BYTES:
         raise ConfigurationError("max_bytes: 256 bytes to 16 MiB")
+    if type(cache_bytes) is not int or cache_bytes < 0:
+        raise ConfigurationError("cache_bytes: a number of bytes, or 0 for no cache")
     if not isinstance(timeout, (int, float)) or not 0 < timeout <= MAX_TIMEOUT:
         raise ConfigurationError(f"timeout: more than 0 and at most {MAX_TIMEOUT:g} seconds")
     if max_sessions is not None and (type(max_sessions) is not int or max_sessions < 1):
@@ -56,6 +60,7 @@ def checked_settings(
         idle_timeout=min(idle, absolute),
         absolute_timeout=absolute,
         max_bytes=max_bytes,
+        cache=Cache(cache_bytes),
         timeout=timeout,
         policies=Policies(merge or {}, default_merge),
         max_sessions=max_sessions,

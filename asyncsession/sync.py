@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from asyncsession import adoption, principals, verbs
+from asyncsession.cache import DEFAULT_CACHE_BYTES
 from asyncsession.errors import ConfigurationError
 from asyncsession.merge import MergeFunction, Policy, three_way
 from asyncsession.outcome import Commit
@@ -51,8 +52,8 @@ class SyncSessionManager:
             Valkey server of this process; `memory://name`, fakeredis in this process;
             `redis+cluster://` or `redis+sentinel://` (`docs/topologies.md`); or a blocking client
             of redis-py, whose connection settings are used for connections of our own.
-        prefix, idle_timeout, absolute_timeout, merge, default_merge, max_bytes, timeout,
-        max_sessions, when_full, min_replicas, durability_timeout: as for `SessionManager`.
+        prefix, idle_timeout, absolute_timeout, merge, default_merge, max_bytes, cache_bytes,
+        timeout, max_sessions, when_full, min_replicas, durability_timeout: as for `SessionManager`.
         connections: to each server at the most, in each process. They are opened when they are
             needed. Each carries one call at a time; a call that finds all in use waits for one as
             long as it would for its reply.
@@ -71,6 +72,7 @@ class SyncSessionManager:
         merge: Mapping[str, Policy | MergeFunction] | None = None,
         default_merge: Policy | MergeFunction = three_way,
         max_bytes: int = 65_536,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
         timeout: float = 5.0,
         max_sessions: int | None = None,
         when_full: Literal["end_oldest", "refuse"] = "end_oldest",
@@ -85,6 +87,7 @@ class SyncSessionManager:
             merge=merge,
             default_merge=default_merge,
             max_bytes=max_bytes,
+            cache_bytes=cache_bytes,
             timeout=timeout,
             max_sessions=max_sessions,
             when_full=when_full,

@@ -61,6 +61,8 @@ class _Ext(IntEnum):
 _SCALARS = (type(None), bool, int, float, str, bytes, Decimal, uuid.UUID,
             dt.date, dt.time, dt.timedelta, dt.datetime)  # fmt: skip
 _SCALAR_TYPES = frozenset(_SCALARS)
+_PLAIN_TYPES = frozenset((type(None), bool, int, float, str, bytes))
+_packer = msgpack.Packer()  # made once, for them: it calls nothing, so no two threads meet in it
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
@@ -103,7 +105,15 @@ def pack(value: Any) -> bytes:
         ValueError: text with lone surrogates.
         OverflowError: a single string or container of 4 GiB or more.
     """
-    packed: bytes = msgpack.packb(value, default=_to_ext)
+    packed: bytes
+    if type(value) in _PLAIN_TYPES:
+        try:
+            packed = _packer.pack(value)
+        except OverflowError:
+            pass
+        else:
+            return packed
+    packed = msgpack.packb(value, default=_to_ext)
     return packed
 
 

@@ -13,7 +13,7 @@ from asyncsession.errors import (
     SessionError,
     SessionGone,
 )
-from asyncsession.handles import HORIZON, MAGIC, end, follow
+from asyncsession.handles import HORIZON, LOOK, MAGIC, end, follow
 from asyncsession.ids import is_session_id, session_handle, sibling_id
 from asyncsession.machine import Budget, Settings, send
 from asyncsession.outcome import Commit, Rerun
@@ -43,9 +43,18 @@ def load(settings: Settings, session_id: object) -> Machine[Session]:
     interval = min(settings.idle // _TOUCHES, _LONGEST_TOUCH)
     budget = Budget(settings.timeout)
     key = (settings.key(handle),)
-    reply = yield from send(settings, budget, "load", key, FORMAT, settings.idle, interval)
+    known = settings.cache.get(handle)
+    base, tip = (known.length, known.tip) if known is not None else (0, b"")
+    now = settings.clock.recent()
+    reply = yield from send(
+        settings, budget, "load", key, FORMAT, settings.idle, interval, base, tip, now
+    )
     if reply.code is Code.OK:
-        return Session(session_id, Log.parse(reply.data), handle)
+        log = Log.fetched(reply.data, known)
+        if log is not known:
+            settings.cache.put(handle, log)
+        return Session(session_id, log, handle)
+    settings.cache.drop(handle)
     session = Session()
     session.is_stale = reply.code is Code.MOVED
     return session
@@ -123,8 +132,7 @@ def touch(settings: Settings, session: Session) -> Machine[None]:
         session.is_destroyed = True
         raise _gone()
     _note(session, handle)
-    if session.log is not None:
-        session.log.stamp = max(session.log.stamp, reply.now)
+    session.note_seen(reply.now)
 
 
 def destroy(settings: Settings, target: Session | str) -> Machine[None]:
@@ -132,8 +140,10 @@ def destroy(settings: Settings, target: Session | str) -> Machine[None]:
     budget = Budget(settings.timeout)
     if isinstance(target, str):
         if is_session_id(target):
-            key = (settings.key(session_handle(target)),)
+            handle = session_handle(target)
+            key = (settings.key(handle),)
             yield from send(settings, budget, "destroy", key, MAGIC, HORIZON)
+            settings.cache.drop(handle)
         return
     if target.was_sent:
         yield from end(settings, budget, target)
@@ -149,7 +159,7 @@ def _refresh(settings: Settings, session: Session) -> Machine[None]:
     if session.is_new:
         return
     budget = Budget(settings.timeout)
-    reply, handle = yield from follow(settings, budget, "load", session.handle, FORMAT, 0, 0)
+    reply, handle = yield from follow(settings, budget, "load", session.handle, *LOOK)
     if reply.code is not Code.OK:
         raise _gone()
     _note(session, handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import chain, pairwise, permutations, zip_longest
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_folding_a_log_is_applying_it_step_by_step(history: History, data: st.Da
     """Also when keys are read in between, which folds their deltas for good."""
     log = Log.parse(header())
     for serial, changes in enumerate(history.commits, 1):
-        log.extend(frame(changes, serial))
+        log = log.extended(frame(changes, serial))
         state = history.states[serial]
         for key in data.draw(st.sets(st.sampled_from("abcd"))):
             value = log.value(key)
@@ -78,12 +79,12 @@ def test_compaction_never_changes_what_a_log_means(history: History, data: st.Da
         mine = Log.parse(stored[: HEADER + length])
         for key in data.draw(st.sets(st.sampled_from("abc"))):
             mine.value(key)
-        before = meaning(mine.copy())
+        before = meaning(deepcopy(mine))
         payload = mine.snapshot()
         stored = compact(stored, length, payload)
-        mine.compacted(payload)
-        assert meaning(mine.copy()) == before
-        mine.extend(b"".join(frames[seen:]))
+        mine = mine.compacted(payload)
+        assert meaning(deepcopy(mine)) == before
+        mine = mine.extended(b"".join(frames[seen:]))
         theirs = Log.parse(stored)
         assert meaning(mine) == meaning(theirs) == expected
         assert mine.length == theirs.length == len(stored) - HEADER
@@ -204,12 +205,18 @@ def test_values_are_unpacked_anew() -> None:
 
 @given(histories(), histories())
 @settings(max_examples=30)
-def test_a_copy_is_its_own(history: History, more: History) -> None:
+def test_a_log_is_never_changed(history: History, more: History) -> None:
+    """Whatever is made of it: sessions of a process share it."""
     log = Log.parse(history.blob())
-    twin, before = log.copy(), meaning(log.copy())
+    later, before = log, meaning(deepcopy(log))
     for serial, changes in enumerate(more.commits, 100):
-        twin.extend(frame(changes, serial))
-    twin.compacted(twin.snapshot())
+        one = frame(changes, serial)
+        own = later.appended(changes, one)
+        later = later.extended(one)
+        assert meaning(deepcopy(own)) == meaning(deepcopy(later))
+    later.compacted(later.snapshot()).extended(frame({"a": set_(1)}, 200))
+    log.seen(log.stamp + 1).extended(frame({"a": set_(2)}, 201))
+    log.detached().appended({"a": set_(3)}, frame({"a": set_(3)}, 202))
     assert meaning(log) == before
     assert log.length == len(history.blob()) - HEADER
 
@@ -217,13 +224,13 @@ def test_a_copy_is_its_own(history: History, more: History) -> None:
 def test_outgrown() -> None:
     log = Log.parse(blob([{"a": set_("x" * 5000)}]))
     for serial in range(2, 33):
-        log.extend(frame({"b": set_(1)}, serial))
+        log = log.extended(frame({"b": set_(1)}, serial))
         assert not log.outgrown
-    log.extend(frame({"b": set_(1)}, 33))
+    log = log.extended(frame({"b": set_(1)}, 33))
     assert log.outgrown, "by frames"
-    log.compacted(log.snapshot())
+    log = log.compacted(log.snapshot())
     assert not log.outgrown
-    log.extend(frame({"b": set_("y" * 6000)}, 34))
+    log = log.extended(frame({"b": set_("y" * 6000)}, 34))
     assert log.outgrown, "by bytes"
 
 

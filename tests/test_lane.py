@@ -19,6 +19,7 @@ from support.proxy import Fault, FaultProxy, is_script
 from support.servers import Server
 
 from asyncsession import ConfigurationError, SessionManager, StoreUnavailable
+from asyncsession.handles import LOOK
 from asyncsession.protocol import Call, Lost
 from asyncsession.transport import link
 from asyncsession.transport.loops import PerLoop
@@ -43,6 +44,27 @@ async def test_all_tasks_share_one_connection(valkey: Backend) -> None:
     assert [session["owner"] for session in sessions] == list(range(64))
     after = {client["id"] for client in await valkey.redis.client_list()}
     assert len(after - before) == 1
+
+
+@pytest.mark.parametrize("tasks", [15, 16, 17, 32, 48])
+async def test_whoever_comes_right_after_the_others_gets_its_own_answer(
+    valkey: Backend, tasks: int
+) -> None:
+    """A lane hands replies out in portions: nobody reads beside it between two of them."""
+    manager = valkey.manager(cache_bytes=0)
+    ids = await owned(manager, tasks)
+    ((lane,),) = manager._transport._lanes.values()  # type: ignore[attr-defined]
+    link = lane._link
+
+    async def follow(number: int) -> None:
+        for turn in range(20):
+            owner = (number + turn) % tasks
+            assert (await manager.load(ids[owner]))["owner"] == owner
+            if turn % 3 == number % 3:
+                await asyncio.sleep(0)
+
+    await asyncio.gather(*map(follow, range(tasks)))
+    assert lane._link is link, "nothing had to be asked again"
 
 
 async def test_more_lanes_take_the_calls_in_turn(valkey: Backend) -> None:
@@ -144,7 +166,7 @@ async def test_a_caller_in_a_hurry_does_not_break_the_connection_for_others(
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(manager.load(session_id), 0.01)
         transport = manager._transport
-        hasty = Call("load", ("k",), (b"aS\x01", 0, 0), 0.001)
+        hasty = Call("load", ("k",), LOOK, 0.001)
         with pytest.raises(Lost):
             await transport.call(hasty)
         ((only,),) = transport._lanes.values()  # type: ignore[attr-defined]
@@ -165,7 +187,7 @@ async def test_an_error_reply_is_an_answer_to_one_call_alone(
             await manager.destroy(session_id)  # the server knows the script then
             await admin.replicaof("127.0.0.1", "1")
             transport = manager._transport
-            calls = [Call("load", (f"k{n}",), (b"aS\x01", 0, 0), 1.0) for n in range(2)]
+            calls = [Call("load", (f"k{n}",), LOOK, 1.0) for n in range(2)]
             touch = Call("destroy", ("k",), (b"aS\x01D" + b"i" * 8, 1000), 1.0)
             results = await asyncio.gather(
                 *(transport.call(call) for call in (calls[0], touch, calls[1])),

@@ -23,7 +23,7 @@ LAYERS = [
     {"operations"},
     {"delta"},
     {"merge", "blob"},
-    {"session", "outcome"},
+    {"session", "outcome", "cache"},
     {"machine"},
     {"draft", "handles"},
     {"commit"},

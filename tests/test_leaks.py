@@ -40,6 +40,7 @@ from asyncsession.ids import store_key
 from asyncsession.transport.lane import Lane
 
 OPTIONS: dict[str, Any] = {
+    "cache_bytes": 0,  # which keeps what was seen of the latest sessions
     "merge": {"own": merge.reject, "joint": lambda base, ours, theirs: theirs},
     "max_bytes": 512,
     "max_sessions": 3,

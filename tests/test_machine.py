@@ -19,8 +19,9 @@ from asyncsession import (
     merge,
     verbs,
 )
-from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, Log, encode_frame, head
+from asyncsession.blob import HEADER_BYTES, Kind, Log, encode_frame, head
 from asyncsession.delta import Op, encode
+from asyncsession.handles import LOOK
 from asyncsession.machine import Budget, Clock, Settings
 from asyncsession.merge import Policies
 from asyncsession.protocol import Call, Code, Lost, Machine, Pause, Queue, Refused
@@ -385,7 +386,7 @@ def test_a_first_commit_asks_for_the_clock() -> None:
     session["a"] = 1
 
     def peek(call: Call) -> Any:
-        assert (call.script, call.args) == ("load", (FORMAT, 0, 0))
+        assert (call.script, call.args) == ("load", LOOK)
         return [Code.GONE, NOW, b""]
 
     def create(call: Call) -> Any:

@@ -19,9 +19,10 @@ from support.proxy import Decide, Fault, FaultProxy, is_script
 from support.servers import Server
 
 from asyncsession import CommitOutcomeUnknown, StoreUnavailable, SyncSessionManager, merge
+from asyncsession.handles import LOOK
 from asyncsession.protocol import Call, Lost, Refused
 
-LOOK = Call("load", ("k",), (b"aS\x01", 0, 0), 0.2)
+LOOKING = Call("load", ("k",), LOOK, 0.2)
 
 
 @pytest.fixture
@@ -104,8 +105,8 @@ def test_the_bound_of_a_connection_is_set_when_it_changes(
         assert bounds == [2.0]
         transport = manager._transport
         with deaf(server), pytest.raises(Lost):
-            transport.call(LOOK)
-        assert bounds[-1] == LOOK.timeout
+            transport.call(LOOKING)
+        assert bounds[-1] == LOOKING.timeout
 
 
 def test_whoever_finds_no_free_connection_in_time_is_refused(server: Server) -> None:
@@ -116,7 +117,7 @@ def test_whoever_finds_no_free_connection_in_time_is_refused(server: Server) -> 
             slow.start()
             eventually(manager._transport._pool._idle.empty)  # type: ignore[attr-defined]
             with pytest.raises(Refused, match=r"all connections are in use \(1\)"):
-                manager._transport.call(LOOK)
+                manager._transport.call(LOOKING)
         slow.join()
         assert manager.load(session_id)["owner"] == 0
 
@@ -129,13 +130,13 @@ def test_whoever_waits_goes_on_when_a_connection_was_given_up(server: Server) ->
 
         def lose() -> None:
             with pytest.raises(Lost):
-                call(LOOK)
+                call(LOOKING)
 
         with deaf(server):
             first = threading.Thread(target=lose)
             first.start()
             eventually(pool._idle.empty)
-            patient = LOOK._replace(timeout=5)
+            patient = LOOKING._replace(timeout=5)
             second = threading.Thread(target=lambda: replies.append(call(patient)))
             second.start()
             first.join()
@@ -166,15 +167,15 @@ def test_an_idle_connection_that_the_server_closed_is_not_used(server: Server) -
         owned(manager, 1)
         for _ in range(3):
             redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            assert len(manager._transport.call(LOOK)) == 3, "neither lost nor refused"
+            assert len(manager._transport.call(LOOKING)) == 3, "neither lost nor refused"
 
 
 def test_a_server_that_lets_nobody_in_is_waited_for_as_long_as_for_a_reply(server: Server) -> None:
     with SyncSessionManager(server.url) as manager, deaf(server):
         begun = time.monotonic()
         with pytest.raises(Refused):
-            manager._transport.call(LOOK)
-        assert LOOK.timeout <= time.monotonic() - begun < 1
+            manager._transport.call(LOOKING)
+        assert LOOKING.timeout <= time.monotonic() - begun < 1
 
 
 def test_a_server_that_forgot_the_scripts(server: Server) -> None:
@@ -271,8 +272,8 @@ async def test_a_reply_that_came_too_late_is_nobody_elses(valkey: Backend) -> No
         proxy.decide = once(Fault.DELAY)
         begun = time.monotonic()
         with pytest.raises(Lost):
-            await asyncio.to_thread(manager._transport.call, LOOK)
-        assert LOOK.timeout <= time.monotonic() - begun < 0.4
+            await asyncio.to_thread(manager._transport.call, LOOKING)
+        assert LOOKING.timeout <= time.monotonic() - begun < 0.4
         await proxy.drained()
         for number, session_id in enumerate(ids):
             assert (await asyncio.to_thread(manager.load, session_id))["owner"] == number

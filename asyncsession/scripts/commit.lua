@@ -13,15 +13,17 @@
 -- ARGV[8]   frame, without its stamp and commit id
 -- ARGV[9]   guards: key tags (8 bytes each) nobody may have changed since the base; '*' for any
 --           key; empty for none, and to create
--- ARGV[10]  snapshot of the base: the payload of the frame that replaces it; empty for none
--- ARGV[11]  size limit of header and log, bytes
--- ARGV[12]  window, ms: copies of this request that come later after it was issued do nothing
+-- ARGV[10]  size limit of header and log, bytes
+-- ARGV[11]  window, ms: copies of this request that come later after it was issued do nothing
+-- ARGV[12]  snapshot of the base: the payload of the frame that replaces it; empty for none. This
+--           and what follows is left out by most commits
 -- ARGV[13]  horizon, ms: how long folded commit ids are remembered
 -- ARGV[14]  how many folded commit ids are remembered at the most
 -- ARGV[15]  tombstone: what the old key holds after a rotation
 -- ARGV[16]  how long it holds it, ms
 --
--- Returns   {code, commit id, now, base found (0 or 1), data}
+-- Returns   {code, commit id, now, base found (0 or 1), data}, or now (6 bytes) and commit id as
+--           one string for OK with nothing between the base and this frame
 --   OK         data: frames between the base and this one; without the base, header and whole log
 --   APPLIED    it had been done before; data as for OK, with this commit's frame in it
 --   CONFLICT   a guarded key has changed; data: frames after the base, or header and whole log
@@ -37,9 +39,9 @@ local sub = string.sub
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local head, id, guards = ARGV[1], ARGV[2], ARGV[9]
+local head, id, guards, snapshot = ARGV[1], ARGV[2], ARGV[9], ARGV[12] or ''
 local creating, issued = ARGV[4] == '', tonumber(ARGV[5])
-local outside = issued > now + SLACK or now > issued + ARGV[12]
+local outside = issued > now + SLACK or now > issued + ARGV[11]
 local stamp = math.max(now, issued)
 
 local function reply(code, found, data)
@@ -110,7 +112,7 @@ if guards ~= '' then
 end
 
 local kept, size = blob, #blob - retired + #ARGV[8] + TRAILER
-if ARGV[10] ~= '' and found then
+if snapshot ~= '' and found then
   local ids, folded, at = {sub(blob, HEADER + 1, log)}, 0, log + 1
   while at <= base do
     at = next_frame(blob, at) or #blob + 2
@@ -125,17 +127,21 @@ if ARGV[10] ~= '' and found then
     keep = keep + TRAILER
   end
   history = sub(history, keep)
-  local body = bytes(0, 2) .. ARGV[10] .. sub(blob, base - TRAILER + 1, base)
+  local body = bytes(0, 2) .. snapshot .. sub(blob, base - TRAILER + 1, base)
   local count = bytes(number(blob, 25, 6) + folded - 1, 6)
   local header = sub(blob, 1, 24) .. count .. bytes(forgotten, 6) .. bytes(#history, 4)
   kept = header .. history .. bytes(#body, 4) .. body .. sub(blob, base + 1)
   size = #kept - #history + #ARGV[8] + TRAILER
 end
 
-if size > tonumber(ARGV[11]) then return reply(TOO_LARGE, 0, tostring(size)) end
+if size > tonumber(ARGV[10]) then return reply(TOO_LARGE, 0, tostring(size)) end
 if left <= 0 then return reply(GONE) end
 
-local ttl = string.format('%.0f', math.min(tonumber(ARGV[6]), left))
-redis.call('SET', KEYS[2] or KEYS[1], kept .. ARGV[8] .. bytes(stamp, 6) .. id, 'PX', ttl)
+local ttl = ARGV[6]
+if left < tonumber(ttl) then ttl = string.format('%.0f', left) end
+local mark = bytes(now, 6)
+local trailer = (stamp == now and mark or bytes(stamp, 6)) .. id
+redis.call('SET', KEYS[2] or KEYS[1], kept .. ARGV[8] .. trailer, 'PX', ttl)
 if KEYS[2] then redis.call('SET', KEYS[1], ARGV[15], 'PX', ARGV[16]) end
+if found and #blob == base then return mark .. id end
 return answer(OK)

@@ -1,46 +1,86 @@
--- Reads a session, puts off its idle timeout and notes that it was seen, each at most once in a
--- touch interval. The timeout is never shortened, and never reaches past the absolute deadline.
--- When a session was seen is the stamp of its last frame, which moves forward for that.
+-- Reads a session as far as its reader does not know it yet, puts off its idle timeout and notes
+-- that it was seen, each at most once in a touch interval. The timeout is never shortened, and
+-- never reaches past the absolute deadline. When a session was seen is the stamp of its last frame,
+-- which moves forward for that.
 --
 -- KEYS[1]   the session
 -- ARGV[1]   head: magic (2) and format (1) that the caller can read
 -- ARGV[2]   idle timeout, ms; 0 to look only, and to write nothing
 -- ARGV[3]   touch interval, ms
+-- ARGV[4]   base length: bytes of log that the caller knows; 0 for none
+-- ARGV[5]   base tip: id of the last commit it knows; empty for none
+-- ARGV[6]   ms that the caller takes this clock to show, for a reply without it; 0 for one with it
 --
--- Returns   {code, now, data}
---   OK         data: header and whole log
+-- Returns   {code, now, data}, or data alone for OK where nothing was due to be put off
+--   OK         data: header and whole log; where the base is found, '+', the stamp (6) of the last
+--              frame, and the frames after the base
 --   GONE       nothing there, destroyed, or past its deadline
 --   MOVED      rotated away; data: the handle of the successor
 --   UNREADABLE what is there is not of this format
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
+local LARGE = 4096 -- bytes of log from which on it saves time to read no more than is needed
+local sub, key = string.sub, KEYS[1]
+local base, known, interval = tonumber(ARGV[4]), tonumber(ARGV[6]), tonumber(ARGV[3])
+local live = ARGV[1] .. 'L'
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local blob = read(KEYS[1])
-if not blob then return {GONE, now, ''} end
-local kind = string.sub(blob, 4, 4)
-local is_ours = string.sub(blob, 1, 2) == string.sub(ARGV[1], 1, 2)
-if is_ours and kind == 'D' and #blob == HEAD then return {GONE, now, ''} end -- of any format
-if string.sub(blob, 1, 3) ~= ARGV[1] then return {UNREADABLE, now, ''} end
-if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1, HEAD + HANDLE)} end
-local log = kind == 'L' and before_log(blob)
-if not log then return {UNREADABLE, now, ''} end
+-- `blob` is all there is, but for `hidden` bytes behind the header of one whose base is found.
+local blob, hidden, log, found = nil, 0, nil, false
+if base >= LARGE then
+  local header = redis.call('GETRANGE', key, 0, HEADER - 1)
+  if #header == HEADER and sub(header, 1, 4) == live then
+    local skipped = number(header, 37, 4) + base - TRAILER
+    local rest = redis.call('GETRANGE', key, HEADER + skipped, LONGEST)
+    if sub(rest, 7, TRAILER) == ARGV[5] and HEADER + skipped + #rest <= tonumber(LONGEST) then
+      blob, hidden, log, found = header .. rest, skipped, HEADER + TRAILER, true
+    end
+  end
+end
+if not found then
+  blob = read(key)
+  log = blob and sub(blob, 1, 4) == live and before_log(blob)
+  if log and base > 0 and sub(blob, log + base - 15, log + base) == ARGV[5] then
+    log, found = log + base, true
+  end
+end
 
-local left = number(blob, 19, 6) - now
-if left <= 0 then return {GONE, now, ''} end
-local ttl = math.min(tonumber(ARGV[2]), left)
-local current = redis.call('PTTL', KEYS[1])
-if current >= 0 and ttl - current >= tonumber(ARGV[3]) and ttl > current then
-  local _, refused = attempt('PEXPIRE', KEYS[1], string.format('%.0f', ttl))
-  if refused then return refused end
+if not log then
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  if not blob then return {GONE, now, ''} end
+  local kind = sub(blob, 4, 4)
+  local is_ours = sub(blob, 1, 2) == sub(ARGV[1], 1, 2)
+  if is_ours and kind == 'D' and #blob == HEAD then return {GONE, now, ''} end -- of any format
+  if sub(blob, 1, 3) ~= ARGV[1] or kind ~= 'M' then return {UNREADABLE, now, ''} end
+  return {MOVED, now, sub(blob, HEAD + 1, HEAD + HANDLE)}
 end
 
 local stamp = #blob - TRAILER + 1
-if ttl > 0 and now - number(blob, stamp, 6) >= tonumber(ARGV[3]) and is_whole(blob, log) then
-  local done, refused = attempt('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6))
-  if refused then return refused end
-  if done then blob = string.sub(blob, 1, stamp - 1) .. bytes(now, 6) .. string.sub(blob, stamp + 6) end
+local seen, deadline = number(blob, stamp, 6), number(blob, 19, 6)
+
+local function data()
+  if found then return '+' .. sub(blob, stamp, stamp + 5) .. sub(blob, log + 1) end
+  if log == HEADER then return blob end
+  return sub(blob, 1, HEADER) .. sub(blob, log + 1)
 end
-if log == HEADER then return {OK, now, blob} end
-return {OK, now, string.sub(blob, 1, HEADER) .. string.sub(blob, log + 1)}
+
+local idle, current = tonumber(ARGV[2]), redis.call('PTTL', key)
+if known > 0 and known < deadline and known - seen < interval then
+  local due = math.min(idle, deadline - known) - current
+  if current < 0 or due < interval or due <= 0 then return data() end
+end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if now >= deadline then return {GONE, now, ''} end
+local ttl = math.min(idle, deadline - now)
+if current >= 0 and ttl - current >= interval and ttl > current then
+  local _, refused = attempt('PEXPIRE', key, string.format('%.0f', ttl))
+  if refused then return refused end
+end
+if ttl > 0 and now - seen >= interval and is_whole(blob, log) then
+  local done, refused = attempt('SETRANGE', key, hidden + stamp - 1, bytes(now, 6))
+  if refused then return refused end
+  if done then blob = sub(blob, 1, stamp - 1) .. bytes(now, 6) .. sub(blob, stamp + 6) end
+end
+return {OK, now, data()}

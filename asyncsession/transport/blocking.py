@@ -105,12 +105,12 @@ class PoolTransport:
         self._size = size
         self._pool = _Pool(options, size)
 
-    def call(self, call: Call) -> list[Any]:
+    def call(self, call: Call) -> Any:
         """Run a script and return its reply."""
         pool = self._own_pool()
         script = SCRIPTS[call.script]
         words, timeout, durability = words_of(call), call.timeout, call.durability
-        reply: list[Any]
+        reply: Any
         try:
             try:
                 reply = pool.call(("EVALSHA", script.sha, *words), timeout, durability)
@@ -120,11 +120,11 @@ class PoolTransport:
             raise after_sending(error) from error
         return reply
 
-    def call_asking(self, call: Call) -> list[Any]:
+    def call_asking(self, call: Call) -> Any:
         """Run a script on a node that is taking over the slot of its keys; say so right before."""
         script = ("EVAL", SCRIPTS[call.script].source, *words_of(call))
         try:
-            reply: list[Any] = self._own_pool().call(script, call.timeout, call.durability, ASKING)
+            reply: Any = self._own_pool().call(script, call.timeout, call.durability, ASKING)
         except _ERROR_REPLIES as error:
             raise after_sending(error) from error
         return reply
@@ -176,8 +176,8 @@ class _Pool:
         Args:
             command: the words.
             patience: seconds.
-            durability: what a write waits for. Its reply then has one element more: how many
-                replicas have confirmed it.
+            durability: what a write waits for. Then two things come back: the reply, and how
+                many replicas have confirmed it.
             before: the words of another command, to be sent right before it.
         """
         commands = [before, command] if before else [command]

@@ -95,12 +95,12 @@ class BlockingClusterTransport:
         self._is_dynamic = is_dynamic
         self._begin()
 
-    def call(self, call: Call) -> list[Any]:
+    def call(self, call: Call) -> Any:
         """Run a script on the node that serves its keys, and return its reply."""
         if self._forks != forks.count():  # who holds the guard may not be there after the fork
             self._begin()
         steps = route(self._view, call)
-        reply: list[Any] | None = None
+        reply: Any | None = None
         try:
             step = next(steps)
             while True:
@@ -134,7 +134,7 @@ class BlockingClusterTransport:
         self._guard = threading.Lock()  # of asking
         self._pools: dict[Address, PoolTransport] = {}
 
-    def _send(self, step: Send) -> list[Any]:
+    def _send(self, step: Send) -> Any:
         pool = self._pools.get(step.address)
         if pool is None:
             host, port = step.address

@@ -89,11 +89,11 @@ class ClusterTransport:
         self._is_dynamic = is_dynamic
         self._clusters: PerLoop[_Cluster] = PerLoop()
 
-    async def call(self, call: Call) -> list[Any]:
+    async def call(self, call: Call) -> Any:
         """Run a script on the node that serves its keys, and return its reply."""
         cluster = self._clusters.of(running_loop(), self._open)
         steps = route(cluster.view, call)
-        reply: list[Any] | None = None
+        reply: Any | None = None
         try:
             step = next(steps)
             while True:
@@ -137,7 +137,7 @@ class _Cluster:
         self._lanes: dict[Address, LaneTransport] = {}
         self._asking: asyncio.Task[Refused | None] | None = None
 
-    async def send(self, step: Send) -> list[Any]:
+    async def send(self, step: Send) -> Any:
         """Send a call to a node."""
         ways = self._lanes.get(step.address)
         if ways is None:

@@ -107,12 +107,12 @@ class FakeTransport:
         self._client = client
         self._owned = owned
 
-    async def call(self, call: Call) -> list[Any]:
+    async def call(self, call: Call) -> Any:
         """Run a script and return its reply."""
         script, arguments = SCRIPTS[call.script], _arguments(call)
         try:
             try:
-                reply: list[Any] = await self._client.execute_command(
+                reply: Any = await self._client.execute_command(
                     "EVALSHA", script.sha, *arguments, **_RAW
                 )
             except NoScriptError:
@@ -139,14 +139,12 @@ class BlockingFakeTransport:
         self._client = client
         self._owned = owned
 
-    def call(self, call: Call) -> list[Any]:
+    def call(self, call: Call) -> Any:
         """Run a script and return its reply."""
         script, arguments = SCRIPTS[call.script], _arguments(call)
         try:
             try:
-                reply: list[Any] = self._client.execute_command(
-                    "EVALSHA", script.sha, *arguments, **_RAW
-                )
+                reply: Any = self._client.execute_command("EVALSHA", script.sha, *arguments, **_RAW)
             except NoScriptError:
                 reply = self._client.execute_command("EVAL", script.source, *arguments, **_RAW)
         except RedisError as error:

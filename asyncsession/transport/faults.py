@@ -99,7 +99,7 @@ def _unconfirmed(error: BaseException) -> Lost:
 
 
 def whole(reply: Any, *confirmed: Any) -> Any:
-    """Return a reply, with the number of replicas at its end if a WAIT behind it told one.
+    """Return a reply; with a WAIT behind it, the two of them: the reply, and how many replicas.
 
     Args:
         reply: of a script, or the error that came instead.
@@ -114,7 +114,7 @@ def whole(reply: Any, *confirmed: Any) -> Any:
     for answer in confirmed:
         if isinstance(answer, BaseException):
             raise _unconfirmed(answer) from answer
-    return [*reply, *confirmed]
+    return [reply, *confirmed] if confirmed else reply
 
 
 def _reason(error: BaseException) -> str:

@@ -55,8 +55,8 @@ class Lane:
         Args:
             command: the words.
             patience: seconds after which the reply is not waited for any longer.
-            durability: what a write waits for. Its reply then has one element more: how many
-                replicas have confirmed it.
+            durability: what a write waits for. Then two things come back: the reply, and how
+                many replicas have confirmed it.
 
         Raises:
             NoScriptError: the server does not know the script.

@@ -97,7 +97,7 @@ class LaneTransport:
         # Those of the latest loop, nearly always the only one; in one, for loops in other threads.
         self._latest: _OfLoop | None = None
 
-    async def call(self, call: Call) -> list[Any]:
+    async def call(self, call: Call) -> Any:
         """Run a script and return its reply."""
         latest = self._latest
         if latest is None or latest[0]() is not running_loop() or self._forks != forks.count():
@@ -106,7 +106,7 @@ class LaneTransport:
             lane = next(latest[1])
         script = SCRIPTS[call.script]
         words, timeout, durability = words_of(call), call.timeout, call.durability
-        reply: list[Any]
+        reply: Any
         try:
             try:
                 reply = await lane.call(("EVALSHA", script.sha, *words), timeout, durability)
@@ -116,7 +116,7 @@ class LaneTransport:
             raise after_sending(error) from error
         return reply
 
-    async def call_asking(self, call: Call) -> list[Any]:
+    async def call_asking(self, call: Call) -> Any:
         """Run a script on a node that is taking over the slot of its keys; say so right before."""
         lanes = self._lanes_of(running_loop())
         commands = [ASKING, ("EVAL", SCRIPTS[call.script].source, *words_of(call))]
@@ -124,7 +124,7 @@ class LaneTransport:
             commands.append(wait_words(call.durability))
         _ok, *replies = await next(lanes).together(commands, call.timeout)
         try:
-            reply: list[Any] = whole(*replies)
+            reply: Any = whole(*replies)
         except RedisError as error:
             raise after_sending(error) from error
         return reply

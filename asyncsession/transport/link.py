@@ -26,6 +26,7 @@ from asyncsession.transport.options import Word
 
 __all__ = ["Link"]
 
+_AT_ONCE = 16  # replies handed out in one turn of the loop, so that the server has work again
 _MAX_WAITING = 1024  # calls on their way at once; more wait for their turn
 _STALLED = 0.1  # seconds that an alarm rings late if the event loop was held up
 _GRACE = 0.02  # seconds for reading what came in the meantime
@@ -208,7 +209,12 @@ class Link:
         """
         read, waiting, time = self._connection.read_response, self._waiting, self._loop.time
         outcome: Any
+        handed = 0
         while waiting and (until is None or not until.done()):
+            if handed == _AT_ONCE:  # not after the last: the next caller reads for itself then
+                handed = 0
+                await asyncio.sleep(0)
+                continue
             try:
                 outcome = await read(
                     disable_decoding=True, timeout=math.inf, disconnect_on_error=False
@@ -225,6 +231,7 @@ class Link:
                 continue
             if not isinstance(outcome, Exception):
                 reply.set_result(outcome)
+                handed += 1
                 continue
             reply.set_exception(outcome)
             if isinstance(outcome, ReadOnlyError):  # a replica now; the address may lead elsewhere

@@ -71,7 +71,7 @@ def _change(session: Session) -> None:
         sent = session.changes(_POLICIES)
         log = session.log
         assert log is not None
-        session.settle(log.copy(), sent)
+        session.settle(log, sent)
 
 
 def a_body(data: bytes) -> None:

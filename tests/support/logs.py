@@ -169,9 +169,8 @@ class Store:
     def settle(self, session: Session, sent: dict[str, Change]) -> None:
         """Have a session take in all it has not seen."""
         assert session.log is not None
-        log = session.log.copy()
-        log.extend(self.blob[HEADER + log.length :])
-        session.settle(log, sent)
+        log = session.log
+        session.settle(log.extended(self.blob[HEADER + log.length :]), sent)
 
     def other(self, **state: Any) -> None:
         """Somebody else sets keys."""

@@ -43,8 +43,8 @@ Principal = Callable[[Mapping[str, Any]], str | None]
 """Says whom a session belongs to, given what it holds."""
 
 _SHARED = {
-    "PREFIX", "IDLE_TIMEOUT", "ABSOLUTE_TIMEOUT", "MAX_BYTES", "TIMEOUT", "MAX_SESSIONS",
-    "WHEN_FULL", "MIN_REPLICAS", "DURABILITY_TIMEOUT",
+    "PREFIX", "IDLE_TIMEOUT", "ABSOLUTE_TIMEOUT", "MAX_BYTES", "CACHE_BYTES", "TIMEOUT",
+    "MAX_SESSIONS", "WHEN_FULL", "MIN_REPLICAS", "DURABILITY_TIMEOUT",
 }  # fmt: skip
 _NAMES = sorted(
     {*_SHARED, "URL", "MERGE", "DEFAULT_MERGE", "LANES", "CONNECTIONS", "PRINCIPAL", "READ_THROUGH"}

@@ -14,8 +14,9 @@ from django.contrib.sessions.exceptions import SessionInterrupted
 
 from asyncsession import verbs
 from asyncsession.adoption import load_through
-from asyncsession.blob import FORMAT, Log
+from asyncsession.blob import Log
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionError, SessionGone
+from asyncsession.handles import LOOK
 from asyncsession.ids import is_session_id, session_handle, sibling_id
 from asyncsession.integrations.django import expiry
 from asyncsession.integrations.django.config import current
@@ -314,7 +315,7 @@ def finding(settings: Settings, session_key: str | None) -> Machine[bool]:
     if session_key is None or not is_session_id(session_key):
         return False
     key = (settings.key(session_handle(session_key)),)
-    reply = yield from send(settings, Budget(settings.timeout), "load", key, FORMAT, 0, 0)
+    reply = yield from send(settings, Budget(settings.timeout), "load", key, *LOOK)
     if reply.code is not Code.OK:
         return False
     return not expiry.has_ended(Session(session_key, Log.parse(reply.data)), settings)
