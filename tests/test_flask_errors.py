@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -271,6 +272,7 @@ def test_mistakes_of_the_application_stay_exceptions(
     app = make_app(manager, page, keep_on_exception=True)
     assert get(app, "/page", stored(manager, b=1)).status_code == 500
     assert "could not be kept" not in caplog.text, "it is not tried twice"
+    assert "Request finalizing failed" not in caplog.text
     app.testing = True
     with pytest.raises((SessionTooLarge, TypeError)):
         get(app, "/page")
@@ -330,20 +332,89 @@ def test_changes_of_a_request_that_fails(
     assert manager.load(session_id)["a"] == ("changed" if kept else "stored")
 
 
-@pytest.mark.parametrize(("caught", "kept"), [(500, False), (Exception, True)])
+def sorry(_error: Exception) -> tuple[str, int]:
+    flask.flash("sorry")
+    return "sorry", 500
+
+
+@pytest.mark.parametrize("caught", [500, Exception])
+@pytest.mark.parametrize("kept", [True, False])
 def test_what_an_error_handler_changes(
     manager: SyncSessionManager, caught: Any, kept: bool
 ) -> None:
-    def sorry(_error: Exception) -> tuple[str, int]:
-        flask.flash("sorry")
-        return "sorry", 500
-
-    app = make_app(manager, fail, config={"SECRET_KEY": "x"})
+    app = make_app(manager, fail, keep_on_exception=kept)
     app.register_error_handler(caught, sorry)
     session_id = stored(manager, a="stored")
     assert get(app, "/fail", session_id).text == "sorry"
     session = manager.load(session_id)
-    assert ("_flashes" in session, session["a"] == "changed") == (kept, kept)
+    assert session["_flashes"] == [["message", "sorry"]]
+    assert (session["a"] == "changed") == (kept or caught is Exception)
+
+
+def test_a_handler_for_500_saves_nothing_of_the_view(manager: SyncSessionManager) -> None:
+    def leave() -> None:
+        flask.session.clear()
+        raise LookupError
+
+    def enter() -> None:
+        login()
+        raise LookupError
+
+    def nested() -> None:
+        flask.session["list"].append(1)
+        raise LookupError
+
+    def ended() -> None:
+        manager.destroy(current_session())
+        flask.session["a"] = 1
+        raise LookupError
+
+    app = make_app(manager, leave, enter, nested, ended, look)
+    app.register_error_handler(500, sorry)
+    session_id = stored(manager, list=[])
+    for path in ("/leave", "/enter", "/nested"):
+        assert sent_by(get(app, path, session_id)) == []
+    session = manager.load(session_id)
+    assert session.principal is None
+    assert dict(session) == {"list": [], "_flashes": 3 * [["message", "sorry"]]}
+    client = app.test_client()
+    client.set_cookie("session", session_id)
+    assert client.get("/ended").status_code == 500
+    assert manager.load(session_id).is_new
+    assert client.get("/look").json == {"_flashes": [["message", "sorry"]]}, "begun anew"
+
+
+@pytest.mark.parametrize("value", ["x" * 3000, object()])
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_handler_for_500_may_tell_of_what_could_not_be_saved(
+    manager: SyncSessionManager, value: object, ended: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def page() -> str:
+        if ended:
+            manager.destroy(current_session())
+        flask.session["a"] = value
+        return "page"
+
+    app = make_app(manager, page, look, keep_on_exception=True)
+    app.register_error_handler(500, sorry)
+    client = app.test_client()
+    assert client.get("/page").text == "sorry"
+    assert client.get("/look").json == {"_flashes": [["message", "sorry"]]}
+    (logged,) = caplog.records
+    assert logged.message.startswith("Exception on /page"), "it is tried once, and answered once"
+
+
+def test_a_handler_for_500_of_a_request_whose_session_could_not_be_loaded(
+    unreachable: SyncSessionManager,
+) -> None:
+    def careless() -> None:
+        with contextlib.suppress(StoreUnavailable):
+            flask.session.get("a")
+        raise LookupError
+
+    app = make_app(unreachable, careless)
+    app.register_error_handler(500, sorry)
+    assert get(app, "/careless", new_id()).status_code == 503
 
 
 def test_a_new_session_of_a_request_that_fails(manager: SyncSessionManager) -> None:

@@ -292,6 +292,33 @@ async def test_changes_of_a_request_that_fails(manager: SessionManager, kept: bo
     assert (await manager.load(session_id))["a"] == ("changed" if kept else "stored")
 
 
+@pytest.mark.parametrize("caught", [500, Exception])
+async def test_what_an_error_handler_changes(manager: SessionManager, caught: Any) -> None:
+    async def sorry(_error: Exception) -> tuple[str, int]:
+        await quart.flash("sorry")
+        return "sorry", 500
+
+    session_id = await stored(manager, a="stored")
+    app = make_app(manager, fail)
+    app.register_error_handler(caught, sorry)
+    assert (await get(app, "/fail", session_id)).status_code == 500
+    session = await manager.load(session_id)
+    assert session["_flashes"] == [["message", "sorry"]]
+    assert (session["a"] == "changed") == (caught is Exception)
+
+
+async def test_what_cannot_be_saved_is_tried_once(
+    manager: SessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def page() -> str:
+        quart.session["a"] = object()
+        return "page"
+
+    assert (await get(make_app(manager, page), "/page", "")).status_code == 500
+    (logged,) = caplog.records
+    assert logged.message.startswith("Exception on request GET /page")
+
+
 async def test_options_that_cannot_be_meant(manager: SessionManager) -> None:
     with pytest.raises(ConfigurationError):
         SessionInterface(SyncSessionManager("memory://quart"))  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ Who answers errors follows from what Flask does with them. One that a view raise
 session cannot be loaded, goes to the error handlers, where ours is registered unless the
 application has its own. One that comes with the save is beyond them: Flask saves when they have had
 their turn. There the content of the response is replaced; headers that do not speak of the content,
-such as those of CORS, stay. An exception that no handler turns into a response discards the
-changes, unless `keep_on_exception` says otherwise.
+such as those of CORS, stay. An exception that has no handler of its class discards the changes
+until then, unless `keep_on_exception` says otherwise; those of a handler for status 500 are saved.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class SessionInterface(Declared[SyncSessionManager], FlaskSessionInterface):
             return  # it could not be opened, or nobody has used it
         visit: _Visit = session.visit
         answer = None
-        if visit.failure is None and not visit.has_passed:
+        if visit.failure is None:
             answer = self._commit(app, visit)
         if visit.is_to_be_answered:
             answer = self._made(app, visit)
@@ -123,12 +123,10 @@ class SessionInterface(Declared[SyncSessionManager], FlaskSessionInterface):
         if visit is None:
             return
         visit.has_passed = True
-        if exception is visit.failure:
-            return
-        if answer_to(exception) is not None:
+        if answer_to(exception) is None:
+            visit.exchange.perform(visit.passing(exception))
+        elif exception is not visit.failure:
             visit.fail(exception)
-        else:
-            visit.exchange.perform(visit.failing())
 
     def _commit(self, app: flask.Flask, visit: _Visit) -> flask.Response | None:
         """Save, and return what takes the place of the response; None if it may leave."""

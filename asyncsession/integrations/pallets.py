@@ -58,8 +58,8 @@ class Declared(Generic[M]):
         manager: loads and saves; the application's to open, to share, to close.
         outage: what becomes of a request whose session cannot be loaded since the store is down:
             `"error"` (503), or `"anonymous"`: it goes on with an empty session, which is not saved.
-        keep_on_exception: save the changes of a stored session also if an exception ends the
-            request that no error handler of the application turns into a response.
+        keep_on_exception: save the changes of a stored session also if an exception passes that has
+            no error handler of its class; one for status 500 is not.
         on_error: called as `on_error(request, error)` with each error that is answered in place of
             the application; returns what a view may return, or None for the answer that is the
             default. Nothing is saved for its response.

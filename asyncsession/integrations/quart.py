@@ -138,7 +138,7 @@ class SessionInterface(Declared[SessionManager], QuartSessionInterface):
             return
         visit: _Visit = session.visit
         answer = None
-        if visit.failure is None and not visit.has_passed:
+        if visit.failure is None:
             answer = await self._commit(app, visit)
         if visit.is_to_be_answered:
             answer = await self._made(app, visit)
@@ -166,12 +166,10 @@ class SessionInterface(Declared[SessionManager], QuartSessionInterface):
         if visit is None:
             return
         visit.has_passed = True
-        if exception is visit.failure:
-            return
-        if answer_to(exception) is not None:
+        if answer_to(exception) is None:
+            await visit.exchange.perform(visit.passing(exception))
+        elif exception is not visit.failure:
             visit.fail(exception)
-        else:
-            await visit.exchange.perform(visit.failing())
 
     async def _commit(self, app: quart.Quart, visit: _Visit) -> ResponseTypes | None:
         """Save, and return what takes the place of the response; None if it may leave."""

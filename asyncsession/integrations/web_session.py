@@ -100,6 +100,10 @@ class WebSession(Session, SessionMixin):
         self.principal = None
         self.is_cleared = True
 
+    def undo(self) -> None:
+        """Show what was last loaded or saved, and none of the changes since."""
+        self._held, self._bases, self.is_cleared = {}, {}, False
+
     def take(self, loaded: Session) -> None:
         """Become what was loaded."""
         for name in _STATE:
@@ -221,11 +225,22 @@ class Visit(Generic[R]):
             self._is_refreshed = is_modified or (yield from self._confirm())
         return gone
 
-    def failing(self) -> Asking[None]:
-        """Take note that an exception ends the request; see `Rules.failing`.
+    def passing(self, error: Exception) -> Asking[None]:
+        """Take note that an exception of the application's has passed; see `Rules.failing`.
 
-        A login of that request is not kept: it would be one under the id from before.
+        What it left behind is discarded, kept or not. What is put in from now on is saved again: it
+        is of functions that make or see the response, such as a handler for status 500.
         """
+        if error is self.failure:  # of the save, and not to be answered by us
+            self.failure = None
+        else:
+            yield from self._failing()
+        if self.is_filled:
+            self.session.undo()
+            self.exchange.session = self.session
+
+    def _failing(self) -> Asking[None]:
+        """Keep what is to be kept; and no login, which would be one under the id from before."""
         if not self.exchange.terms.keep_on_exception or not self.is_filled:
             return
         try:
