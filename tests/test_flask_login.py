@@ -131,6 +131,28 @@ def test_a_new_session_of_a_login(manager: SyncSessionManager) -> None:
     assert client.get("/who").text == "None"
 
 
+def test_who_logs_in_again_keeps_the_id_unless_the_view_rotates(
+    manager: SyncSessionManager,
+) -> None:
+    app = make_shop(manager)
+    app.add_url_rule("/rotate", view_func=lambda: login("7"), endpoint="rotate")
+
+    @app.after_request
+    def rotate(response: flask.Response) -> flask.Response:
+        if flask.request.path == "/rotate":
+            manager.rotate(current_session())
+        return response
+
+    client = app.test_client()
+    client.get("/login/7")
+    first = id_of(client)
+    client.get("/login/7")
+    assert id_of(client) == first
+    client.get("/rotate")
+    assert id_of(client) != first
+    assert client.get("/who").text == "7"
+
+
 def test_another_account_in_the_same_browser(manager: SyncSessionManager) -> None:
     client = make_shop(manager).test_client()
     client.get("/login/7")

@@ -24,8 +24,8 @@ from flask.sessions import SecureCookieSessionInterface
 from itsdangerous import BadData
 
 from asyncsession.errors import ConfigurationError, InvalidSessionData
-from asyncsession.integrations.web_session import flask_login_user
 from asyncsession.migration import Source
+from asyncsession.migration.flask_session import flask_login_user
 from asyncsession.migration.source import Principal, mapping
 from asyncsession.protocol import BlockingTransport, Call, Code, Transport
 
@@ -46,7 +46,7 @@ class SignedCookies(Source):
     name = "Flask"
 
     def __init__(
-        self, app: Any, *, cookie_name: str = "", principal: Principal = flask_login_user
+        self, app: Any, *, cookie_name: str = "", principal: Principal | None = flask_login_user
     ) -> None:
         # Not the base's, which is for stores in Redis.
         self.cookie_name = cookie_name or app.config["SESSION_COOKIE_NAME"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -23,6 +23,7 @@ from asyncsession.errors import (
 )
 from asyncsession.integrations.cookies import Cookie
 from asyncsession.integrations.exchange import Asking, Closing, Rules, Verb
+from asyncsession.migration.flask_session import flask_login_user
 from asyncsession.session import Session
 
 __all__ = ["Principal", "Visit", "WebSession", "flask_login_user"]
@@ -36,12 +37,6 @@ _STATE = tuple(name for name in Session.__slots__ if name != "__weakref__")
 _FRESH = "_fresh"  # of Flask-Login: False if nothing but a cookie says who the user is
 
 _log = logging.getLogger("asyncsession")
-
-
-def flask_login_user(session: Mapping[str, Any]) -> str | None:
-    """Return whom Flask-Login has logged in, as its `user_loader` knows them; None for nobody."""
-    user_id = session.get("_user_id")
-    return None if user_id is None else str(user_id)
 
 
 class WebSession(Session, SessionMixin):

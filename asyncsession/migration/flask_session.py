@@ -11,7 +11,13 @@ import msgpack
 from asyncsession.errors import ConfigurationError, InvalidSessionData
 from asyncsession.migration.source import Principal, Source, mapping, read_json
 
-__all__ = ["FlaskSession"]
+__all__ = ["FlaskSession", "flask_login_user"]
+
+
+def flask_login_user(session: Mapping[str, Any]) -> str | None:
+    """Return whom Flask-Login has logged in, as its `user_loader` knows them; None for nobody."""
+    user_id = session.get("_user_id")
+    return None if user_id is None else str(user_id)
 
 
 class FlaskSession(Source):
@@ -26,7 +32,8 @@ class FlaskSession(Source):
         secret_key: Flask's `SECRET_KEY` if its `SESSION_USE_SIGNER` is on, else None.
         keep_permanent: keep the flag of permanent sessions, for the session interfaces of
             `asyncsession.integrations.flask` and `.quart`, whose cookie goes by it.
-        principal: see `Source`.
+        principal: see `Source`. The default goes by what Flask-Login keeps, as that of the session
+            interfaces does; None for an application that indexes nobody.
 
     Raises:
         ConfigurationError: an argument that cannot work; a `secret_key` without itsdangerous.
@@ -44,7 +51,7 @@ class FlaskSession(Source):
         serialization_format: Literal["msgpack", "json"] = "msgpack",
         secret_key: str | bytes | None = None,
         keep_permanent: bool = False,
-        principal: Principal | None = None,
+        principal: Principal | None = flask_login_user,
     ) -> None:
         super().__init__(url, prefix=prefix, cookie_name=cookie_name, principal=principal)
         if serialization_format not in ("msgpack", "json"):
