@@ -263,6 +263,75 @@ def test_a_principal_of_the_applications_own(manager: SyncSessionManager) -> Non
     assert id_of(client) != before
 
 
+@pytest.mark.parametrize("is_stored", [True, False])
+@pytest.mark.parametrize("verb", ["save", "rotate"])
+def test_a_login_that_a_view_saves_by_itself(
+    manager: SyncSessionManager, verb: str, is_stored: bool
+) -> None:
+    ids = []
+
+    def enter() -> str:
+        flask_login.login_user(User("7"))
+        getattr(manager, verb)(current_session())
+        ids.append(current_session().id)
+        return "in"
+
+    app = make_shop(manager)
+    app.add_url_rule("/enter", view_func=enter)
+    client = app.test_client()
+    planted = stored(manager, a=1)
+    if is_stored:
+        client.set_cookie("session", planted)
+    client.get("/enter")
+    assert manager.load(id_of(client)).principal == "7"
+    assert len(manager.sessions_of("7")) == 1
+    assert id_of(client) != planted
+    is_known = is_stored and verb == "save"
+    assert (id_of(client) != ids[0]) == is_known, "nobody has seen an id that was made here"
+
+
+def test_who_confirms_a_login_and_saves_by_the_view_gets_a_new_id(
+    manager: SyncSessionManager,
+) -> None:
+    def confirm() -> str:
+        flask_login.confirm_login()
+        manager.save(current_session())
+        return "confirmed"
+
+    app = make_shop(manager)
+    app.add_url_rule("/confirm", view_func=confirm)
+    client = app.test_client()
+    client.get("/login/7?remember")
+    client.delete_cookie("session")
+    client.get("/who")
+    stolen = id_of(client)
+    client.get("/confirm")
+    assert manager.load(id_of(client))["_fresh"]
+    assert id_of(client) != stolen
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_login_after_the_view_has_ended_the_session(
+    manager: SyncSessionManager, is_stored: bool
+) -> None:
+    def enter() -> str:
+        flask.session["a"] = 1
+        manager.save(current_session())
+        manager.destroy(current_session())
+        flask_login.login_user(User("8"))
+        return "in"
+
+    app = make_shop(manager)
+    app.add_url_rule("/enter", view_func=enter)
+    client = app.test_client()
+    if is_stored:
+        client.get("/login/7")
+    client.get("/enter")
+    assert client.get("/who").text == "8"
+    assert manager.load(id_of(client)).principal == "8"
+    assert manager.sessions_of("7") == []
+
+
 def test_a_principal_that_a_view_sets_counts(manager: SyncSessionManager) -> None:
     def enter() -> str:
         current_session().principal = "by hand"

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from flask.sessions import SessionMixin
 
+from asyncsession.blob import Log
 from asyncsession.errors import (
     ConfigurationError,
     InvalidSessionData,
@@ -128,6 +129,8 @@ class Visit(Generic[R]):
 
     __slots__ = (
         "_filling",
+        "_found",
+        "_found_id",
         "_is_refreshed",
         "_load",
         "_principal",
@@ -156,6 +159,8 @@ class Visit(Generic[R]):
         self._refreshes = refreshes
         self._filling = threading.Lock()  # for copies of the request's context in other threads
         self._is_refreshed = False
+        self._found: Log | None = None  # what was loaded, whatever the application saves meanwhile
+        self._found_id = ""
 
     def fill(self) -> None:
         """Load the session, which is being used for the first time.
@@ -177,6 +182,8 @@ class Visit(Generic[R]):
     def begin(self, loaded: Session) -> None:
         """Give the application its session."""
         self.session.take(loaded)
+        if loaded.log is not None:
+            self._found, self._found_id = loaded.log.copy(), loaded.id
         self.exchange.session = self.session
         self.is_filled = True
 
@@ -210,11 +217,9 @@ class Visit(Generic[R]):
                 is_modified = False
             elif is_stored:
                 yield from self._begin_anew()
-        if is_modified:
-            self._note_login()
-            rotate = not session.is_new and (
-                session.held_principal != session.stored_principal or self._is_confirmed()
-            )
+        version = 0 if self._found is None else self._found.version
+        if is_modified or session.is_destroyed or session.version != version:
+            rotate = self._note_login()
         gone = yield from self.exchange.committing(rotate=rotate, is_known=is_modified)
         if gone is None and is_stored and self._is_to_be_refreshed():
             self._is_refreshed = is_modified or (yield from self._confirm())
@@ -239,8 +244,7 @@ class Visit(Generic[R]):
         if not self.exchange.terms.keep_on_exception or not self.is_filled:
             return
         try:
-            self._note_login()
-            if self._is_confirmed():
+            if self._note_login():
                 return
         except Exception:
             _log.exception("the changes of a request that failed could not be kept")
@@ -287,33 +291,40 @@ class Visit(Generic[R]):
             pass  # somebody else was faster
         session.take(fresh)
 
-    def _note_login(self) -> None:
-        """Take over a change of who is logged in as one of the session's principal."""
-        principal, session = self._principal, self.session
-        held = session.held_principal
-        if principal is None or held != session.stored_principal:
-            return
-        now = principal(session)
-        if now == held:
-            return
-        log = session.log
-        before = principal(session.restarted(log)) if log is not None else None
-        if now != before:  # else the application sets the session's principal in its own way
-            session.principal = now
+    def _note_login(self) -> bool:
+        """Take over a change of who is logged in as one of the session's principal.
 
-    def _is_confirmed(self) -> bool:
+        Also of one that the application has saved by itself.
+
+        Returns:
+            Whether the session has to get a new id, since it still has the browser's.
+        """
+        principal, session, before = self._principal, self.session, self._before()
+        held = session.held_principal
+        if principal is not None and held == before.stored_principal:
+            now = principal(session)
+            if now not in (held, principal(before)):  # else the application has its own way
+                session.principal = now
+        is_known = not session.is_new and session.id == self._found_id
+        return is_known and (
+            session.held_principal != before.stored_principal or self._is_confirmed(before)
+        )
+
+    def _is_confirmed(self, before: Session) -> bool:
         """Tell whether a user who was merely remembered has logged in again.
 
         Flask-Login says so by `_fresh`. Whoever had the id was not trusted with everything before,
         and is from now on; so it has to be a new one (ASVS 5.0 7.2.4: also on re-authentication).
         """
+        is_asked = self._principal is not None
+        return is_asked and before.get(_FRESH) is False and self.session.get(_FRESH) is True
+
+    def _before(self) -> Session:
+        """Return the session as it was loaded; an empty one if that has ended."""
         session = self.session
-        return (
-            self._principal is not None
-            and session.log is not None
-            and session.log.value(_FRESH) is False
-            and session.get(_FRESH) is True
-        )
+        if self._found is None or session.log is None:
+            return Session(session.id)
+        return session.restarted(self._found)
 
     def _is_to_be_refreshed(self) -> bool:
         session, exchange = self.session, self.exchange
