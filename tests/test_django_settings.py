@@ -93,8 +93,12 @@ def test_the_timeouts_follow_the_age_of_the_cookie() -> None:
         ({"URL": URL, "IDLE_TIMOUT": 1}, "did you mean 'IDLE_TIMEOUT'"),
         ({"URL": URL, "prefix": "a"}, "did you mean 'PREFIX'"),
         ({"URL": URL, "ZZZ": 1}, "there are ABSOLUTE_TIMEOUT, CACHE_BYTES, CONNECTIONS"),
-        ({"URL": URL, "TIMEOUT": 99}, "timeout"),
-        ({"URL": URL, "TIMEOUT": "5"}, "timeout"),
+        ({"URL": URL, "TIMEOUT": 99}, "TIMEOUT: more than 0"),
+        ({"URL": URL, "TIMEOUT": "5"}, "TIMEOUT: more than 0"),
+        (
+            {"URL": URL, "MIN_REPLICAS": 1, "DURABILITY_TIMEOUT": 9},
+            "DURABILITY_TIMEOUT: at most `TIMEOUT`",
+        ),
         ({"URL": URL, "MERGE": ["cart"]}, "MERGE: a dict"),
         ({"URL": URL, "MERGE": {"cart": "asyncsession.merge.onion"}}, r"MERGE\['cart'\].*onion"),
         ({"URL": URL, "MERGE": {"cart": 5}}, "policy"),
@@ -106,8 +110,8 @@ def test_the_timeouts_follow_the_age_of_the_cookie() -> None:
             {"URL": URL, "READ_THROUGH": "django.contrib.sessions.backends.signed_cookies"},
             "READ_THROUGH: .*backends.db, ",
         ),
-        ({"URL": URL, "LANES": 0}, "lanes"),
-        ({"URL": URL, "CONNECTIONS": 0}, "connections"),
+        ({"URL": URL, "LANES": 0}, "LANES: a number"),
+        ({"URL": URL, "CONNECTIONS": 0}, "CONNECTIONS: a number"),
     ],
 )
 def test_what_cannot_be_meant(declared: Any, reason: str) -> None:

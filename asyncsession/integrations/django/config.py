@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ _NAMES = sorted(
     {*_SHARED, "URL", "MERGE", "DEFAULT_MERGE", "LANES", "CONNECTIONS", "PRINCIPAL", "READ_THROUGH"}
 )
 _ABSOLUTE_TIMEOUT = 14 * 86_400  # seconds; the default of the managers
+_OPTION = re.compile(r"\A[a-z_]+(?=:)|`[a-z_]+`")  # as errors of the managers name one
 _USER = "_auth_user_id"  # `django.contrib.auth.SESSION_KEY`
 
 
@@ -126,7 +128,7 @@ class Config:
             awaited = AsyncManager(url, source, lanes=lanes, **shared)
             blocking = BlockingManager(url, source, connections=connections, **shared)
         except ConfigurationError as error:
-            raise _wrong(str(error)) from error
+            raise _wrong(_OPTION.sub(_in_capitals, str(error))) from error
         return cls(awaited, blocking, principal, source)
 
 
@@ -202,6 +204,12 @@ def _for_managers(options: dict[str, Any]) -> dict[str, Any]:
     if "DEFAULT_MERGE" in options:
         shared["default_merge"] = _imported("DEFAULT_MERGE", options["DEFAULT_MERGE"])
     return shared
+
+
+def _in_capitals(option: re.Match[str]) -> str:
+    """Return the name of a manager's option as the settings have it."""
+    name = option[0].upper()
+    return name if name.strip("`") in _NAMES else option[0]
 
 
 def _imported(name: str, value: Any) -> Any:
