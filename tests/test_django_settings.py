@@ -9,11 +9,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
 from django.test import override_settings
 from support.django import ENGINE, MIDDLEWARE, engine
 
 from asyncsession import ConfigurationError, SessionManager, SyncSessionManager, merge
+from asyncsession.integrations.django import CommitMiddleware
 from asyncsession.integrations.django.checks import check_settings
 from asyncsession.integrations.django.config import _NAMES, Config, current
 from asyncsession.migration import DjangoRedis
@@ -154,6 +156,24 @@ def test_the_checks() -> None:
             assert [message.id[-4:] for message in check_settings()] == found
         with engine(URL, READ_THROUGH=former):
             assert check_settings() == []
+
+
+class Wider(SessionMiddleware):  # type: ignore[misc]  # Django has no types
+    pass
+
+
+class Own(CommitMiddleware):
+    pass
+
+
+def test_the_check_knows_subclasses_of_the_middleware() -> None:
+    wider, own = "test_django_settings.Wider", "test_django_settings.Own"
+    function = "django.contrib.auth.decorators.login_not_required"  # what is no class at all
+    for inner in (MIDDLEWARE[1], own):
+        assert ids(MIDDLEWARE=[function, wider, inner, *MIDDLEWARE[2:]]) == []
+    assert ids(MIDDLEWARE=[wider, *MIDDLEWARE[2:]]) == ["W001"]
+    assert ids(MIDDLEWARE=[wider]) == ["W001"]
+    assert ids(MIDDLEWARE=[wider, "nowhere.AtAll", MIDDLEWARE[1]]) == ["W001"]
 
 
 def test_django_runs_the_checks() -> None:

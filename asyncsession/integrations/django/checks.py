@@ -7,10 +7,13 @@ from typing import Any
 
 from django.apps import apps
 from django.conf import settings
+from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
+from django.utils.module_loading import import_string
 
 from asyncsession.errors import ConfigurationError
 from asyncsession.integrations.django.config import SETTING, Config
+from asyncsession.integrations.django.middleware import CommitMiddleware
 from asyncsession.integrations.django.sources import DatabaseSource
 
 __all__ = ["check_settings"]
@@ -44,14 +47,13 @@ def check_settings(
                     id="asyncsession.E002",
                 )
             )
-    middleware = list(settings.MIDDLEWARE)
-    outer = middleware.index(_OUTER) if _OUTER in middleware else None
-    if outer is not None and middleware[outer + 1 : outer + 2] != [_INNER]:
+    if not _is_committed(settings.MIDDLEWARE):
         messages.append(
             checks.Warning(
                 "The session is not committed before the response is made, so conflicts and "
                 "outages are answered with a bare 400 or 500.",
-                hint=f"Put {_INNER!r} directly after {_OUTER!r} in MIDDLEWARE.",
+                hint=f"Put {_INNER!r} directly after {_OUTER!r}, or what takes the place of that, "
+                "in MIDDLEWARE.",
                 id="asyncsession.W001",
             )
         )
@@ -64,3 +66,20 @@ def check_settings(
             )
         )
     return messages
+
+
+def _is_committed(middleware: Sequence[str]) -> bool:
+    """Tell whether our middleware, if there is one for sessions at all, is directly inside that."""
+    for outer, inner in zip(middleware, [*middleware[1:], ""], strict=False):
+        if _is_kind_of(outer, SessionMiddleware):
+            return _is_kind_of(inner, CommitMiddleware)
+    return True
+
+
+def _is_kind_of(path: str, kind: type) -> bool:
+    """Tell whether a dotted path leads to a class or a subclass of it."""
+    try:
+        found = import_string(path)
+    except ImportError:
+        return False  # Django says so itself when it makes its handler
+    return isinstance(found, type) and issubclass(found, kind)
