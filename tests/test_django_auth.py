@@ -13,7 +13,7 @@ import pytest
 from django.contrib.auth import get_user_model, update_session_auth_hash
 from django.core.management import CommandError, call_command
 from django.test import Client, override_settings
-from support.django import COOKIE, MIDDLEWARE, database, engine, serve_wsgi, session_id
+from support.django import COOKIE, MIDDLEWARE, database, engine, in_thread, serve_wsgi, session_id
 from support.django_site import GATES, Gate, change
 from support.django_way import HAS_AWAITED_MAPPING
 from support.servers import Server
@@ -191,6 +191,22 @@ async def test_devices_awaited() -> None:
     assert await aend_sessions(user, keep=mine) == 1
     assert [one.handle for one in await asessions_of(user)] == [current_one.handle]
     await aclose()
+
+
+@pytest.mark.parametrize("kind", ["AnonymousUser", "User"])
+async def test_who_is_anonymous_or_not_stored_has_no_sessions(kind: str) -> None:
+    nobody, mine = getattr(auth_models(), kind)(), SessionStore()
+    assert await in_thread(sessions_of, nobody, mine) == await asessions_of(nobody, mine) == []
+    assert not await in_thread(end_session, nobody, "handle")
+    assert not await aend_session(nobody, "handle")
+    assert await in_thread(end_sessions, nobody, mine) == await aend_sessions(nobody, mine) == 0
+    await aclose()
+
+
+def auth_models() -> Any:
+    from django.contrib.auth import models  # needs the applications to be loaded
+
+    return models
 
 
 def test_a_session_that_has_expired_is_not_listed(ada: Any) -> None:
