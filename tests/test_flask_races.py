@@ -14,7 +14,6 @@ from support.flask import (
     Gate,
     at_once,
     cookie_of,
-    gunicorn,
     make_app,
     mark,
     open_manager,
@@ -22,6 +21,7 @@ from support.flask import (
     serve,
     stored,
 )
+from support.prefork import gunicorn
 from support.servers import Server, available
 
 from asyncsession import Session, SyncSessionManager
@@ -58,7 +58,7 @@ def test_gunicorn_with_two_processes(get_server: object, worker: str) -> None:
     server: Server = get_server("valkey9")  # type: ignore[operator]
     with (
         SyncSessionManager(server.url, prefix=f"gunicorn-{worker}") as manager,
-        gunicorn(server.url, f"gunicorn-{worker}", worker) as browser,
+        gunicorn("support.flask", server.url, f"gunicorn-{worker}", worker) as browser,
     ):
         browser.get("/mark/first")
         served_by: set[str] = set()

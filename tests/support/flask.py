@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ from werkzeug.serving import make_server
 from asyncsession import SyncSessionManager, merge
 from asyncsession.integrations.cookies import Cookie
 from asyncsession.integrations.flask import SessionInterface
-from support.processes import read_line, run
+from support.prefork import PATIENCE, browsing
 
 __all__ = [
     "CLEARED",
@@ -31,8 +29,7 @@ __all__ = [
     "Gate",
     "at_once",
     "cookie_of",
-    "gunicorn",
-    "main",
+    "create_app",
     "make_app",
     "mark",
     "open_manager",
@@ -47,7 +44,6 @@ T = TypeVar("T")
 CLEARED = Cookie(secure=False).clear()
 """What clears the cookie of an application with Flask's default options."""
 
-_PATIENCE = 30.0  # seconds after which a test gives up; none waits so long
 _SLOW = 0.05  # seconds in which other requests change the same session
 
 
@@ -142,22 +138,14 @@ SERVERS: dict[str, Callable[[Any], Any]] = {"werkzeug": _werkzeug, "waitress": _
 @contextmanager
 def serve(app: Any, server: str = "werkzeug") -> Iterator[httpx.Client]:
     """Serve a WSGI application in threads; yield a browser that keeps cookies."""
-    with SERVERS[server](app) as port, _browser(port) as browser:
-        yield browser
-
-
-@contextmanager
-def _browser(port: int) -> Iterator[httpx.Client]:
-    limits = httpx.Limits(max_connections=60, max_keepalive_connections=0)
-    url = f"http://127.0.0.1:{port}"
-    with httpx.Client(base_url=url, limits=limits, timeout=_PATIENCE, trust_env=False) as browser:
+    with SERVERS[server](app) as port, browsing(port) as browser:
         yield browser
 
 
 def at_once(*calls: Callable[[], T]) -> list[T]:
     """Make calls in a thread each, and return what they return."""
     with ThreadPoolExecutor(len(calls)) as threads:
-        return [future.result(_PATIENCE) for future in [threads.submit(call) for call in calls]]
+        return [future.result(PATIENCE) for future in [threads.submit(call) for call in calls]]
 
 
 class Gate:
@@ -171,7 +159,7 @@ class Gate:
         """Serve a request."""
         dict(flask.session)
         self._entered.set()
-        assert self._open.wait(_PATIENCE)
+        assert self._open.wait(PATIENCE)
         flask.session.update(self._values)
         return "slow"
 
@@ -182,11 +170,11 @@ class Gate:
         with ThreadPoolExecutor(1) as threads:
             future = threads.submit(request)
             try:
-                assert self._entered.wait(_PATIENCE)
+                assert self._entered.wait(PATIENCE)
                 meanwhile()
             finally:
                 self._open.set()
-            return future.result(_PATIENCE)
+            return future.result(PATIENCE)
 
 
 def mark(item: str) -> str:
@@ -205,53 +193,3 @@ def create_app(store: str, prefix: str) -> flask.Flask:
     app = make_app(manager)
     app.add_url_rule("/mark/<item>", view_func=mark)
     return app
-
-
-def main(store: str, prefix: str, worker: str) -> None:
-    """Serve by gunicorn until the standard input ends, which it does with the parent."""
-    from gunicorn.app.base import BaseApplication
-
-    class Server(BaseApplication):  # type: ignore[misc]
-        def load_config(self) -> None:
-            listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-            listener.set_inheritable(True)
-            settings = {
-                "bind": f"fd://{listener.detach()}",
-                "workers": 2,
-                "worker_class": worker,
-                "threads": 20,
-                "when_ready": _say_port,
-                "control_socket_disable": True,
-                "loglevel": "critical",
-            }
-            for name, value in settings.items():
-                if name in self.cfg.settings:
-                    self.cfg.set(name, value)
-
-        def load(self) -> flask.Flask:
-            return create_app(store, prefix)
-
-    Server().run()
-
-
-def _say_port(arbiter: Any) -> None:
-    threading.Thread(target=_stop_with_parent, args=(arbiter.pid,), daemon=True).start()
-    sys.stdout.write(f"{arbiter.LISTENERS[0].sock.getsockname()[1]}\n")
-    sys.stdout.flush()
-
-
-def _stop_with_parent(pid: int) -> None:
-    sys.stdin.read()
-    os.kill(pid, signal.SIGTERM)
-
-
-@contextmanager
-def gunicorn(store: str, prefix: str, worker: str) -> Iterator[httpx.Client]:
-    """Serve the application by two processes of gunicorn; yield a browser that keeps cookies."""
-    script = f"from support.flask import main\nmain({store!r}, {prefix!r}, {worker!r})"
-    process = run(script)
-    try:
-        with _browser(int(read_line(process))) as browser:
-            yield browser
-    finally:
-        process.communicate(timeout=_PATIENCE)
