@@ -20,7 +20,9 @@ before anything is written.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from copy import copy
+from typing import Any, NamedTuple, TypeVar
 
 from asyncsession.commit import commit
 from asyncsession.errors import (
@@ -32,7 +34,7 @@ from asyncsession.errors import (
     StoreUnavailable,
     TooManySessions,
 )
-from asyncsession.handles import HORIZON, LOOK, end, find, follow
+from asyncsession.handles import HORIZON, LOOK, MAGIC, end, find, follow
 from asyncsession.ids import session_handle
 from asyncsession.machine import Budget, Reply, Settings, definite, give_up, send
 from asyncsession.outcome import Commit, Rerun
@@ -40,6 +42,8 @@ from asyncsession.protocol import Code, Group, Machine, Together
 from asyncsession.session import Session
 
 __all__ = ["destroy_all", "joining", "sessions_of"]
+
+T = TypeVar("T")
 
 _AT_ONCE = 64  # sessions that are looked up together; each may take `max_bytes` of memory
 _PENDING = "?"
@@ -82,6 +86,12 @@ class _Member(NamedTuple):
         return (log.stamp if log else 0), self.identity
 
 
+class _Failure(NamedTuple):
+    """What kept a session from being ended."""
+
+    error: SessionError
+
+
 def sessions_of(
     settings: Settings, principal: str, current: Session | None = None
 ) -> Group[list[Session]]:
@@ -98,23 +108,52 @@ def sessions_of(
 
 
 def destroy_all(settings: Settings, principal: str, keep: Session | None = None) -> Group[int]:
-    """End all sessions of a principal, also those that are joining right now; return how many."""
+    """End all sessions of a principal, also those that are joining right now; return how many.
+
+    What cannot be ended keeps nobody else alive: it is told of when all others have been.
+
+    Raises:
+        CommitOutcomeUnknown: no answer came for at least one of them.
+        What else kept the first of them.
+    """
     index = _Index(settings, Budget(settings.timeout), principal)
     # Remembered for longer than logins take: what is migrated later comes after it, too.
     listed = yield from index.call("revoke", lasts=max(HORIZON, settings.absolute))
-    ended: set[bytes | None] = set()
-    for batch in _batches(index.entries(listed, listed.data)):
-        ended.update((yield Together(tuple(_end_at(index, entry, keep) for entry in batch))))
-    return len(ended - {None})
+    entries = index.entries(listed, listed.data)
+    ended: set[bytes] = set()
+    failures: list[SessionError] = []
+    done = 0
+    for batch in _batches(entries):
+        if failures and index.budget.pause() is None:
+            break  # there is no time for another try
+        outcomes = yield Together(tuple(_caught(_end_at(index, entry, keep)) for entry in batch))
+        failures += (one.error for one in outcomes if isinstance(one, _Failure))
+        ended.update(one for one in outcomes if isinstance(one, bytes))
+        done += len(batch)
+    if failures:
+        worst = next(
+            (one for one in failures if isinstance(one, CommitOutcomeUnknown)), failures[0]
+        )
+        count = len(failures) + len(entries) - done
+        raise type(worst)(f"{count} of {len(entries)} listed were not ended: {worst}") from worst
+    return len(ended)
+
+
+def _caught(machine: Machine[T]) -> Machine[T | _Failure]:
+    """Return the error of a machine in place of raising it, which would end the whole."""
+    try:
+        return (yield from machine)
+    except SessionError as error:
+        return _Failure(error)
 
 
 def _end_at(index: _Index, entry: _Entry, keep: Session | None) -> Machine[bytes | None]:
-    """End the session that an entry leads to, and return its identity."""
+    """End the session that an entry leads to, and return its identity; None for none."""
     member = yield from index.member(entry)
     if member is None or (keep is not None and member.identity == keep.incarnation):
         return None
-    yield from index.expel(member)
-    return member.identity
+    is_ended = yield from index.expel(member)
+    return member.identity if is_ended else None
 
 
 def joining(
@@ -266,8 +305,17 @@ class _Index:
         return entries
 
     def member(self, entry: _Entry) -> Machine[_Member | None]:
-        """Return the session that an entry leads to; drop the entry of one that is no more."""
-        session = yield from find(self.settings, self.budget, entry.handle, self.principal)
+        """Return the session that an entry leads to; drop the entry of one that is no more.
+
+        What is not even a string is no session: somebody else's, who has overwritten one.
+        """
+        with _lent(self.budget) as budget:
+            try:
+                session = yield from find(self.settings, budget, entry.handle, self.principal)
+            except StoreUnavailable as error:
+                if not str(error.__cause__).startswith("WRONGTYPE"):
+                    raise
+                session = None
         if session is not None:
             return _Member(entry, session)
         if not entry.is_joining:
@@ -283,14 +331,53 @@ class _Index:
                 members[member.identity] = member
         return members
 
-    def expel(self, member: _Member) -> Machine[None]:
-        """End a session and take its entry off the list."""
-        yield from end(self.settings, self.budget, member.session)
+    def expel(self, member: _Member) -> Machine[bool]:
+        """End a session and take its entry off the list; return whether it was one.
+
+        What does not have the mark of any version of ours is somebody else's, who has overwritten a
+        session. There is nothing to end, and what is there is left as it is.
+        """
+        with _lent(self.budget) as budget:
+            is_ours = yield from _ended(self.settings, budget, member.session)
         yield from self.drop(member.entry)
+        return is_ours
 
     def drop(self, entry: _Entry) -> Machine[Any]:
         """Take an entry off the list, unless it was added again since it was listed."""
         return self.call("drop", entry.raw, entry.score)
+
+
+def _ended(settings: Settings, budget: Budget, session: Session) -> Machine[bool]:
+    """End a session; return False if what was listed as one is none."""
+    if session.is_unreadable:
+        key = (settings.key(session.handle),)
+        try:
+            reply = yield from send(settings, budget, "destroy", key, MAGIC, HORIZON)
+        except InvalidSessionData:
+            return False
+        if reply.code is not Code.MOVED:
+            return True
+    yield from end(settings, budget, session)
+    return True
+
+
+@contextmanager
+def _lent(budget: Budget) -> Iterator[Budget]:
+    """Yield a budget for one session of many, which knows of nothing that is unaccounted for.
+
+    Raises:
+        CommitOutcomeUnknown: for an error that leaves open what was unaccounted for before.
+    """
+    own = copy(budget)
+    own.unsure = False
+    try:
+        yield own
+    except CommitOutcomeUnknown:
+        raise
+    except SessionError as error:
+        if budget.unsure:
+            raise give_up(budget, error) from error
+        raise
 
 
 def _batches(entries: list[_Entry]) -> Iterator[list[_Entry]]:
