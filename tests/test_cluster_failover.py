@@ -110,7 +110,8 @@ async def test_writes_that_wait_for_replicas_follow_a_slot_that_moves(cluster: C
         before = target.run("INFO", "commandstats").get("cmdstat_wait", {"calls": 0})["calls"]
         session["log"].append(1)
         assert (await manager.save(session)).attempts == 1
-        assert target.run("INFO", "commandstats")["cmdstat_wait"]["calls"] == before + 1
+        after = target.run("INFO", "commandstats")["cmdstat_wait"]["calls"]
+        assert after - before in (1, 2), "a connection of the pool's first asks for the right"
         await asyncio.to_thread(cluster.end_move, slot, target)
         session["log"].append(2)
         await manager.save(session)

@@ -24,6 +24,7 @@ from asyncsession import (
     merge,
 )
 from asyncsession.ids import index_key
+from asyncsession.machine import Budget
 from asyncsession.migration import Starsessions
 from asyncsession.scripts import SCRIPTS
 
@@ -349,13 +350,45 @@ async def test_reading_waits_for_nobody(pair: Pair, opened: Opened) -> None:
     await saving
 
 
-async def test_the_right_to_wait_is_missing(pair: Pair, opened: Opened) -> None:
+async def test_the_right_to_wait_is_missing(
+    pair: Pair, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with Redis.from_url(pair.url) as redis:
         await redis.acl_setuser("hasty", enabled=True, passwords=["+p"], categories=["+@all"],
                                 commands=["-wait"], keys=["*"])  # fmt: skip
         manager = opened(f"redis://hasty:p@127.0.0.1:{pair.primary.port}/0",
-                         timeout=0.3, **HASTY)  # fmt: skip
-        with pytest.raises(CommitOutcomeUnknown) as caught:
-            await begun(manager, n=0)
-        assert "wait" in str(caught.value.__cause__)
+                         timeout=0.5, **HASTY)  # fmt: skip
+        session = await manager.load()
+        session["n"] = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Budget, "pause", None)  # it is not tried again
+            with pytest.raises(StoreUnavailable, match=r"NOPERM.*wait"):
+                await manager.save(session)
+        assert session.is_new
+        assert (await opened(min_replicas=0).load(session.id)).is_new, "nothing was written"
+        await redis.acl_setuser("hasty", commands=["+wait"])
+        assert (await manager.save(session)).version == 1, "on the same connection"
+        await redis.acl_setuser("hasty", commands=["-wait"])
+        session["n"] = 1
+        with pytest.raises(CommitOutcomeUnknown):
+            await manager.save(session)  # taken away behind the manager's back: it was done
+        other = await manager.load()
+        other["n"] = 0
+        with pytest.raises(StoreUnavailable, match=r"NOPERM.*wait"):
+            await manager.save(other)
         await redis.acl_deluser("hasty")
+
+
+async def test_a_connection_that_breaks_while_it_asks(pair: Pair, opened: Opened) -> None:
+    """Nothing was written there yet, so that is certain."""
+    cuts = iter([Fault.CUT])
+    async with FaultProxy(pair.primary.port, lambda _: Fault.PASS) as proxy:
+        proxy.decide = lambda w: next(cuts, Fault.PASS) if w[:2] == [b"WAIT", b"0"] else Fault.PASS
+        manager = opened(proxy.url, timeout=0.6, durability_timeout=0.3)
+        session = await begun(manager, n=0)
+        assert proxy.faults[Fault.CUT] == 1
+        await manager.aclose()
+        proxy.decide = lambda w: Fault.CUT if w[0] == b"WAIT" else Fault.PASS
+        session["n"] = 1
+        with pytest.raises(StoreUnavailable):
+            await manager.save(session)

@@ -33,9 +33,10 @@ from asyncsession.errors import ConfigurationError
 from asyncsession.protocol import BlockingTransport, Call, Durability, Refused
 from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
-from asyncsession.transport.faults import BROKEN, after_sending, before_sending, whole
+from asyncsession.transport.faults import BROKEN, after_sending, before_sending, no_right, whole
 from asyncsession.transport.options import (
     ASKING,
+    MAY_WAIT,
     Options,
     Word,
     check,
@@ -158,6 +159,7 @@ class _Pool:
         self._options = options
         self._size = size
         self._open: WeakSet[AbstractConnection] = WeakSet()
+        self._may_wait: WeakSet[AbstractConnection] = WeakSet()  # that were found to have the right
         self._guard = threading.Lock()  # of its size
         # None is put in where there is room again: somebody may be waiting for it. To put something
         # into this kind of queue never blocks.
@@ -186,6 +188,8 @@ class _Pool:
         packed = [hiredis.pack_command(one) for one in commands]  # type: ignore[arg-type]
         ends = time.monotonic() + patience
         connection = self._usable(ends)
+        if durability is not None and connection not in self._may_wait:
+            self._check_right(connection, patience, _left(ends))
         is_clean = False
         try:
             self._bound(connection, patience, _left(ends))
@@ -194,6 +198,8 @@ class _Pool:
             reply, *confirmed = answers[1:] if before else answers
             # Of a replica, the address may lead elsewhere by now.
             is_clean = not isinstance(reply, ReadOnlyError)
+            if any(isinstance(one, Exception) for one in confirmed):
+                self._may_wait.discard(connection)  # it may be that right which was taken away
         except BROKEN as error:
             raise after_sending(error) from error
         finally:
@@ -224,6 +230,31 @@ class _Pool:
         if connection.socket_timeout != seconds:
             connection.socket_timeout = seconds
             connection.update_current_socket_timeout(seconds)
+
+    def _check_right(self, connection: AbstractConnection, patience: float, left: float) -> None:
+        """See whether a connection may wait, before anything is written there.
+
+        What is written cannot be taken back when the WAIT behind it is refused.
+
+        Raises:
+            Refused: it may not; or it broke.
+        """
+        packed = hiredis.pack_command(MAY_WAIT)  # type: ignore[arg-type]
+        is_done = False
+        try:
+            self._bound(connection, patience, left)
+            connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
+            answer = _answer(connection)
+            is_done = True
+        except BROKEN as error:
+            raise before_sending(error) from error
+        finally:
+            if not is_done:
+                self._give_up(connection)
+        if (refused := no_right(answer)) is not None:
+            self._put_back(connection)
+            raise refused
+        self._may_wait.add(connection)
 
     def _usable(self, ends: float) -> AbstractConnection:
         """Return a connection on which nothing waits to be read, not even its end."""

@@ -21,7 +21,7 @@ from redis.exceptions import (
 
 from asyncsession.protocol import Lost, Refused
 
-__all__ = ["BROKEN", "after_sending", "before_sending", "of_node", "whole"]
+__all__ = ["BROKEN", "after_sending", "before_sending", "no_right", "of_node", "whole"]
 
 BROKEN = (RedisError, OSError)
 """What redis-py raises for a connection that cannot be opened, or used any more."""
@@ -72,6 +72,16 @@ def after_sending(error: Exception) -> Refused | Lost:
 def of_node(fault: Refused) -> Refused:
     """Return a fault as it is told where the URL is a Cluster's: without the advice to use one."""
     return Refused(str(fault).removesuffix(_CLUSTER_HINT), passing=fault.passing)
+
+
+def no_right(answer: object) -> Refused | None:
+    """Return the refusal that the answer to `MAY_WAIT` is; None unless a right is missing.
+
+    To be asked before the write: a commit that nobody may wait for would be done all the same.
+    """
+    if not isinstance(answer, ResponseError) or _code(answer) != "NOPERM":
+        return None
+    return Refused(_reason(answer), passing=False)
 
 
 def _is_for_good(error: BaseException) -> bool:

@@ -4,6 +4,8 @@
   So writes and WAIT are sent in one go, and what comes meanwhile makes up the next group. A commit
   waits for the group before it and for its own, however many there are; reads are on another
   connection and wait for nobody.
+- The right to wait is asked for once on each connection, before anything is written there. What is
+  written cannot be taken back when the WAIT behind it is refused.
 - A caller that is cancelled or out of time only stops waiting. If the group with its command has
   not been sent yet, that is left out, so that nothing was done for certain.
 """
@@ -15,9 +17,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asyncsession.protocol import Durability, Lost, Refused
-from asyncsession.transport.faults import BROKEN, after_sending, before_sending, whole
+from asyncsession.transport.faults import BROKEN, after_sending, before_sending, no_right, whole
 from asyncsession.transport.link import Link
-from asyncsession.transport.options import Word, wait_words
+from asyncsession.transport.options import MAY_WAIT, Word, wait_words
 
 __all__ = ["Group"]
 
@@ -67,6 +69,7 @@ class Group:
         self._usable = usable
         self._queue: list[_Write] = []
         self._worker: asyncio.Task[None] | None = None
+        self._may_wait: Link | None = None  # the link that was found to have the right to
         self._silence = 0.0  # seconds: the longest that a call has ever been given
 
     async def call(self, command: tuple[Word, ...], patience: float, durability: Durability) -> Any:
@@ -119,6 +122,8 @@ class Group:
         try:
             async with asyncio.timeout(self._silence):
                 link = await self._usable()
+                if link is not self._may_wait:
+                    await self._check_right(link)
         except Exception as error:
             for write in group:
                 write.fail(_unsent(error))
@@ -135,6 +140,22 @@ class Group:
         *outcomes, confirmed = await asyncio.gather(*answers, return_exceptions=True)
         for write, outcome in zip(live, outcomes, strict=True):
             write.settle(outcome, confirmed)
+        if isinstance(confirmed, BaseException):
+            self._may_wait = None  # it may be that right which was taken away
+
+    async def _check_right(self, link: Link) -> None:
+        """See whether a connection may wait.
+
+        Raises:
+            Refused: it may not; or it broke, before anything was written.
+        """
+        asked = link.post_all([MAY_WAIT], self._silence)
+        (answer,) = await asyncio.gather(*asked, return_exceptions=True)
+        if isinstance(answer, Lost):
+            raise Refused(str(answer), passing=True)
+        if (refused := no_right(answer)) is not None:
+            raise refused
+        self._may_wait = link
 
 
 def _unsent(error: Exception) -> Exception:

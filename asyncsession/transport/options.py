@@ -14,6 +14,7 @@ from asyncsession.protocol import Call, Durability
 
 __all__ = [
     "ASKING",
+    "MAY_WAIT",
     "Options",
     "Word",
     "check",
@@ -30,6 +31,9 @@ Word = bytes | str
 
 ASKING: tuple[Word, ...] = ("ASKING",)
 """Lets the next command into a slot that is being moved to the node."""
+
+MAY_WAIT: tuple[Word, ...] = ("WAIT", "0", "1")
+"""Waits for no replica, and so tells at once whether this connection has the right to wait."""
 
 _MAINTENANCE = ("maint", "orig_", "oss_")
 """What pools tell their connections about notifications of maintenance, which come on RESP3 alone.
