@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -51,7 +52,7 @@ _OF_THE_CONTENT = frozenset(
 )  # fmt: skip
 
 
-class Declared(Generic[M]):
+class Declared(ABC, Generic[M]):
     """What an application declares when it makes its session interface.
 
     Args:
@@ -133,13 +134,13 @@ class Declared(Generic[M]):
     def _terms_with(self, described: tuple[Any, ...]) -> Terms[M]:
         return self._terms._replace(carrier=_cookie(*described))
 
+    @abstractmethod
     def answer(self, error: Exception) -> Any:
         """Answer an error that a view raises. It is registered as an error handler."""
-        raise NotImplementedError
 
+    @abstractmethod
     def listen(self, app: Any) -> None:
         """Have an application tell of exceptions that end a request."""
-        raise NotImplementedError
 
     def _begin(self, app: Any) -> None:
         """Have an application tell of errors."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar
@@ -81,7 +82,7 @@ class _AwaitedReading:
         """Leave Django's connections to Django."""
 
 
-class _DjangoSource:
+class _DjangoSource(ABC):
     """What the two sources have in common.
 
     Args:
@@ -104,17 +105,17 @@ class _DjangoSource:
         """Return where the session with this id is."""
         return peer_id
 
+    @abstractmethod
     def decode(self, stored: Any, limit: int) -> Mapping[str, Any]:
         """Return what the application had put into a session; see `asyncsession.adoption`."""
-        raise NotImplementedError
 
     def principal_of(self, data: Mapping[str, Any]) -> str | None:
         """Return whom a session with this content belongs to."""
         return None if self._principal is None else self._principal(data)
 
+    @abstractmethod
     def find(self, key: str) -> _Found | None:
         """Return what is stored of a session, and for how long it may be used; None for nothing."""
-        raise NotImplementedError
 
 
 class DatabaseSource(_DjangoSource):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from random import Random
@@ -33,7 +34,7 @@ session that disappears without a trace could be made again by such a copy; the 
 keep it for longer."""
 
 
-class Target:
+class Target(ABC):
     """A store. What happens to it is a method each, which blocks and is named after the fault.
 
     Attributes:
@@ -57,17 +58,17 @@ class Target:
         self._slots = plan.sessions
         self._straggling = _STRAGGLING if {"twice", "late"} & set(plan.faults) else 0.0
 
+    @abstractmethod
     def start(self) -> None:
         """Start all there is, and wait until it is well."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """End all there is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def masters(self) -> list[Server]:
         """Return the servers that hold the sessions."""
-        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         try:
