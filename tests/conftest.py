@@ -9,9 +9,12 @@ import pytest
 from blockbuster import blockbuster_ctx
 from support.backends import BACKENDS, REAL, Backend, open_backend
 from support.cluster import Cluster
+from support.flask import open_manager
 from support.replicas import Pair
 from support.sentinel import SentinelGroup
 from support.servers import Server, available
+
+from asyncsession import SyncSessionManager
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +87,20 @@ async def real_backend(
 ) -> AsyncIterator[Backend]:
     """Every real server in turn: on fakeredis nothing ever yields, so races prove nothing there."""
     async with open_backend(request.param, get_server) as opened:
+        yield opened
+
+
+@pytest.fixture
+def cluster(get_server: Callable[[str], Any]) -> Cluster:
+    """The shared cluster of masters."""
+    found: Cluster = get_server("cluster")
+    return found
+
+
+@pytest.fixture
+def manager() -> Iterator[SyncSessionManager]:
+    """A blocking manager on a real server; what a web framework without `await` works with."""
+    with open_manager() as opened:
         yield opened
 
 

@@ -8,13 +8,13 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis
 from redis.crc import key_slot
-from support.backends import Backend, open_backend
+from support.backends import Backend
 from support.cluster import Cluster, wait_until
 from support.servers import Server, available
 
@@ -31,22 +31,7 @@ from asyncsession.transport import blocking_cluster
 from asyncsession.transport import cluster as cluster_module
 from asyncsession.transport.routing import Route, View, route
 
-KINDS = ("cluster", "sync-cluster")
-
-
-@pytest.fixture(params=KINDS)
-async def opened(
-    request: pytest.FixtureRequest, get_server: Callable[[str], Any]
-) -> AsyncIterator[Backend]:
-    """The shared cluster of masters, behind either manager."""
-    async with open_backend(request.param, get_server) as backend:
-        yield backend
-
-
-@pytest.fixture
-def cluster(get_server: Callable[[str], Any]) -> Cluster:
-    found: Cluster = get_server("cluster")
-    return found
+STORES = ("cluster", "sync-cluster")
 
 
 async def new_session(manager: Any, **values: Any) -> Session:
@@ -73,7 +58,7 @@ async def elsewhere(cluster: Cluster, session: Session) -> tuple[Server, Server]
 
 
 async def test_no_script_has_keys_of_two_slots(
-    opened: Backend, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spy(view: View, call: Call) -> Route:
         slots.append((call.script, len(call.keys), {key_slot(key.encode()) for key in call.keys}))
@@ -82,7 +67,7 @@ async def test_no_script_has_keys_of_two_slots(
     slots: list[tuple[str, int, set[int]]] = []
     for module in (cluster_module, blocking_cluster):
         monkeypatch.setattr(module, "route", spy)
-    manager = opened.manager(max_sessions=2, merge={"n": merge.counter})
+    manager = backend.manager(max_sessions=2, merge={"n": merge.counter})
     others = [await new_session(manager, n=1) for _ in range(3)]
     for session in others:
         session.principal = "user:42"
@@ -100,18 +85,18 @@ async def test_no_script_has_keys_of_two_slots(
     assert len({tuple(used) for _, _, used in slots}) > 3, "sessions and index are spread"
 
 
-async def test_sessions_are_spread_over_the_nodes(opened: Backend, cluster: Cluster) -> None:
-    manager = opened.manager()
+async def test_sessions_are_spread_over_the_nodes(backend: Backend, cluster: Cluster) -> None:
+    manager = backend.manager()
     await asyncio.gather(*(new_session(manager, n=number) for number in range(30)))
     keys = await asyncio.to_thread(
-        cluster.each_master, lambda client: client.keys(f"{opened.prefix}:*")
+        cluster.each_master, lambda client: client.keys(f"{backend.prefix}:*")
     )
     assert sum(map(len, keys)) == 30
     assert all(keys)
 
 
-async def test_moved_costs_one_hop_and_is_learnt(opened: Backend, cluster: Cluster) -> None:
-    manager = opened.manager()
+async def test_moved_costs_one_hop_and_is_learnt(backend: Backend, cluster: Cluster) -> None:
+    manager = backend.manager()
     session = await new_session(manager, a=0)
     before, after = await elsewhere(cluster, session)
     await asyncio.to_thread(cluster.move_slot, slot_of(session), after)
@@ -124,9 +109,9 @@ async def test_moved_costs_one_hop_and_is_learnt(opened: Backend, cluster: Clust
     await asyncio.to_thread(cluster.move_slot, slot_of(session), before)
 
 
-async def test_ask_while_a_slot_moves(opened: Backend, cluster: Cluster) -> None:
+async def test_ask_while_a_slot_moves(backend: Backend, cluster: Cluster) -> None:
     """Many at once: if anything came between ASKING and the call, the node would say MOVED."""
-    manager = opened.manager(merge={"n": merge.counter})
+    manager = backend.manager(merge={"n": merge.counter})
     session = await new_session(manager, n=0)
     source, target = await elsewhere(cluster, session)
     busy = [s for s in [await new_session(manager, n=0) for _ in range(12)]
@@ -151,9 +136,9 @@ async def test_ask_while_a_slot_moves(opened: Backend, cluster: Cluster) -> None
     await asyncio.to_thread(cluster.move_slot, slot, source)
 
 
-async def test_a_rotation_waits_for_its_slot(opened: Backend, cluster: Cluster) -> None:
+async def test_a_rotation_waits_for_its_slot(backend: Backend, cluster: Cluster) -> None:
     """Its second key is on neither node (TRYAGAIN): refused, and tried again for a while."""
-    manager, hasty = opened.manager(), opened.manager(timeout=0.8)
+    manager, hasty = backend.manager(), backend.manager(timeout=0.8)
     session = await new_session(manager, a=1)
     old_id, slot = session.id, slot_of(session)
     source, target = await elsewhere(cluster, session)
@@ -174,8 +159,8 @@ async def test_a_rotation_waits_for_its_slot(opened: Backend, cluster: Cluster) 
     await asyncio.to_thread(cluster.move_slot, slot, source)
 
 
-async def test_after_script_flush(opened: Backend, cluster: Cluster) -> None:
-    manager = opened.manager()
+async def test_after_script_flush(backend: Backend, cluster: Cluster) -> None:
+    manager = backend.manager()
     session = await new_session(manager, a=1)
     await asyncio.to_thread(cluster.each_master, lambda client: client.script_flush())
     session["a"] = 2
@@ -183,25 +168,25 @@ async def test_after_script_flush(opened: Backend, cluster: Cluster) -> None:
     assert dict(await manager.load(session.id)) == {"a": 2}
 
 
-async def test_a_start_while_a_node_of_the_url_is_away(opened: Backend) -> None:
-    url = opened.url.replace("//", "//127.0.0.1:1,127.0.0.1:2,")
+async def test_a_start_while_a_node_of_the_url_is_away(backend: Backend) -> None:
+    url = backend.url.replace("//", "//127.0.0.1:1,127.0.0.1:2,")
     for _ in range(3):  # another one is asked first each time
-        manager = opened.manager(url)
+        manager = backend.manager(url)
         assert not (await new_session(manager, a=1)).is_new
-    gone = opened.manager("redis+cluster://127.0.0.1:1", timeout=0.8)
+    gone = backend.manager("redis+cluster://127.0.0.1:1", timeout=0.8)
     with pytest.raises(StoreUnavailable, match="refused"):
         await new_session(gone, a=1)
 
 
-async def test_a_node_of_the_url_that_has_not_joined_yet(opened: Backend) -> None:
+async def test_a_node_of_the_url_that_has_not_joined_yet(backend: Backend) -> None:
     lone = Server(available()[0], cluster_enabled="yes")
     await asyncio.to_thread(lone.start)
     try:
-        hosts = opened.url.removeprefix("redis+cluster://")
+        hosts = backend.url.removeprefix("redis+cluster://")
         for order in (f"127.0.0.1:{lone.port},{hosts}", f"{hosts},127.0.0.1:{lone.port}"):
-            manager = opened.manager(f"redis+cluster://{order}")
+            manager = backend.manager(f"redis+cluster://{order}")
             assert not (await new_session(manager, a=1)).is_new
-        alone = opened.manager(f"redis+cluster://127.0.0.1:{lone.port}", timeout=0.8)
+        alone = backend.manager(f"redis+cluster://127.0.0.1:{lone.port}", timeout=0.8)
         with pytest.raises(StoreUnavailable, match="knows of no master"):
             await new_session(alone, a=1)
     finally:
@@ -209,17 +194,17 @@ async def test_a_node_of_the_url_that_has_not_joined_yet(opened: Backend) -> Non
 
 
 async def test_a_server_without_cluster_mode_says_so(
-    opened: Backend, get_server: Callable[[str], Any]
+    backend: Backend, get_server: Callable[[str], Any]
 ) -> None:
     port = (await asyncio.to_thread(get_server, available()[0])).port
-    manager = opened.manager(f"redis+cluster://127.0.0.1:{port}")
+    manager = backend.manager(f"redis+cluster://127.0.0.1:{port}")
     with pytest.raises(StoreUnavailable, match="cluster support disabled"):
         await asyncio.wait_for(new_session(manager, a=1), 3)  # at once, since it will not pass
 
 
 @pytest.mark.parametrize("named", ["unknown-endpoint", "hostname"])
 async def test_nodes_that_are_not_named_by_their_address(
-    opened: Backend, cluster: Cluster, named: str
+    backend: Backend, cluster: Cluster, named: str
 ) -> None:
     """Without a host, a node means the one through which it is asked; names are looked up."""
 
@@ -232,7 +217,7 @@ async def test_nodes_that_are_not_named_by_their_address(
 
     await asyncio.to_thread(announce, named, "localhost")
     try:
-        manager = opened.manager()
+        manager = backend.manager()
         session = await new_session(manager, a=1)
         source, target = await elsewhere(cluster, session)
         for node in (target, source):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
 from redis.asyncio import RedisCluster
-from support.backends import Backend, open_backend
+from support.backends import Backend
 from support.cluster import Cluster
 from support.servers import Server, available, tls_flavour
 from support.threads import InThreads
@@ -24,25 +24,10 @@ from asyncsession import (
     SyncSessionManager,
 )
 
-KINDS = ("cluster", "sync-cluster")
+STORES = ("cluster", "sync-cluster")
 
 
-@pytest.fixture(params=KINDS)
-async def opened(
-    request: pytest.FixtureRequest, get_server: Callable[[str], Any]
-) -> AsyncIterator[Backend]:
-    """The shared cluster of masters, behind either manager."""
-    async with open_backend(request.param, get_server) as backend:
-        yield backend
-
-
-@pytest.fixture
-def cluster(get_server: Callable[[str], Any]) -> Cluster:
-    found: Cluster = get_server("cluster")
-    return found
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STORES)
 async def test_a_client_object_is_used_as_it_connects(kind: str) -> None:
     """Its password, its address map, and not its wish to read from replicas."""
     flavour = available()[0]
@@ -90,13 +75,13 @@ def rights(page: str, number: int) -> list[str]:
     return [word for word in blocks[number].split() if word.startswith(("+", "-"))]
 
 
-async def test_the_rights_that_the_docs_name_are_enough(opened: Backend, cluster: Cluster) -> None:
+async def test_the_rights_that_the_docs_name_are_enough(backend: Backend, cluster: Cluster) -> None:
     needed = ["-@all", *rights("deploying.md", 0), *rights("topologies.md", 0)]
     for node in cluster.nodes:
         await asyncio.to_thread(
             node.run, "ACL", "SETUSER", "app", "on", ">s", "resetkeys", "~session:*", *needed
         )
-    manager = opened.manager(opened.url.replace("//", "//app:s@"), prefix="session")
+    manager = backend.manager(backend.url.replace("//", "//app:s@"), prefix="session")
     session = await new_session(manager, a=1)
     source, target = await elsewhere(cluster, session)
     await asyncio.to_thread(cluster.begin_move, slot_of(session), target)

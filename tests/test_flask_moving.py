@@ -16,7 +16,7 @@ import pytest
 import redis
 from flask.sessions import SecureCookieSessionInterface
 from markupsafe import Markup
-from support.flask import at_once, make_app, sent_by, serve
+from support.flask import at_once, look, make_app, sent_by, serve
 from support.quart import make_app as make_quart_app
 from support.servers import Server, available
 
@@ -40,10 +40,6 @@ def server(get_server: Callable[[str], Server]) -> Server:
 def manager(server: Server, request: pytest.FixtureRequest) -> Iterator[SyncSessionManager]:
     with SyncSessionManager(server.url, prefix=f"{request.node.name}:new") as manager:
         yield manager
-
-
-def look() -> flask.Response:
-    return flask.jsonify(dict(flask.session))
 
 
 def add() -> str:

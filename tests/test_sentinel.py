@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
-from support.backends import Backend, open_backend
+from support.backends import Backend
 from support.cluster import wait_until
 from support.sentinel import SERVICE, SentinelGroup
 from support.servers import Server, available
@@ -21,16 +21,7 @@ from test_cluster_clients import rights
 
 from asyncsession import Session, SessionManager, StoreUnavailable, SyncSessionManager
 
-KINDS = ("sentinel", "sync-sentinel")
-
-
-@pytest.fixture(params=KINDS)
-async def opened(
-    request: pytest.FixtureRequest, get_server: Callable[[str], Any]
-) -> AsyncIterator[Backend]:
-    """The shared group, behind either manager."""
-    async with open_backend(request.param, get_server) as backend:
-        yield backend
+STORES = ("sentinel", "sync-sentinel")
 
 
 @pytest.fixture
@@ -102,7 +93,7 @@ def urls(sentinel: Server) -> str:
     return f"redis+sentinel://{address}?sentinel_password=guard"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STORES)
 async def test_a_demoted_master_is_left(kind: str, pair: tuple[Server, Server, Server]) -> None:
     """READONLY is definite, though redis-py's connections for Sentinel say it was broken."""
     master, replica, sentinel = pair
@@ -126,7 +117,7 @@ async def test_a_demoted_master_is_left(kind: str, pair: tuple[Server, Server, S
     await asyncio.to_thread(follow, master, None)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STORES)
 async def test_wrong_passwords_are_named_at_once(
     kind: str, pair: tuple[Server, Server, Server]
 ) -> None:
@@ -145,7 +136,7 @@ async def test_wrong_passwords_are_named_at_once(
         await manager.aclose()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STORES)
 async def test_a_client_object_is_used_as_it_asks(
     kind: str, pair: tuple[Server, Server, Server]
 ) -> None:
@@ -165,7 +156,7 @@ async def test_a_client_object_is_used_as_it_asks(
     await manager.aclose()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STORES)
 async def test_the_rights_that_the_docs_name_are_enough(
     kind: str, pair: tuple[Server, Server, Server]
 ) -> None:
@@ -183,25 +174,25 @@ async def test_the_rights_that_the_docs_name_are_enough(
     await manager.aclose()
 
 
-async def test_an_unknown_service_is_named(opened: Backend) -> None:
-    manager = opened.manager(opened.url.replace(SERVICE, "other"), timeout=1)
+async def test_an_unknown_service_is_named(backend: Backend) -> None:
+    manager = backend.manager(backend.url.replace(SERVICE, "other"), timeout=1)
     with pytest.raises(StoreUnavailable, match=r"'other' \(they do not know it"):
         await manager.load("abc." + "x" * 32)
 
 
-async def test_sentinels_that_are_down_or_silent(opened: Backend, group: SentinelGroup) -> None:
+async def test_sentinels_that_are_down_or_silent(backend: Backend, group: SentinelGroup) -> None:
     """The address of one that is gone, one that hangs, and two that answer."""
-    url = opened.url.replace("127.0.0.1", "127.0.0.1:1,127.0.0.1", 1)
+    url = backend.url.replace("127.0.0.1", "127.0.0.1:1,127.0.0.1", 1)
     with stopped(group.sentinels[0]):
         # One call is given less time than the silent one; the next asks another first.
-        manager = opened.manager(url, timeout=1.6)
+        manager = backend.manager(url, timeout=1.6)
         session = await new_session(manager, a=1)
         assert dict(await manager.load(session.id)) == {"a": 1}
     await asyncio.to_thread(group.wait_ready)
 
 
-async def test_a_start_while_all_sentinels_are_away(opened: Backend) -> None:
-    manager = opened.manager(f"redis+sentinel://127.0.0.1:1,127.0.0.1:2/{SERVICE}", timeout=1)
+async def test_a_start_while_all_sentinels_are_away(backend: Backend) -> None:
+    manager = backend.manager(f"redis+sentinel://127.0.0.1:1,127.0.0.1:2/{SERVICE}", timeout=1)
     with pytest.raises(StoreUnavailable, match=r"no Sentinel names.*\(ConnectionError\)"):
         await manager.load("abc." + "x" * 32)
 

@@ -29,10 +29,14 @@ __all__ = [
     "Gate",
     "at_once",
     "cookie_of",
+    "count",
     "create_app",
+    "get",
+    "look",
     "make_app",
     "mark",
     "open_manager",
+    "plain",
     "sent_by",
     "serve",
     "stored",
@@ -79,6 +83,28 @@ def make_app(
     for view in views:
         app.add_url_rule(f"/{view.__name__}", view_func=view, methods=["GET", "POST"])
     return app
+
+
+def plain() -> str:
+    """Answer, and leave the session alone."""
+    return "hello"
+
+
+def count() -> str:
+    """Count the views in the session."""
+    flask.session["views"] = flask.session.get("views", 0) + 1
+    return str(flask.session["views"])
+
+
+def look() -> flask.Response:
+    """Show the session."""
+    return flask.jsonify(dict(flask.session))
+
+
+def get(app: flask.Flask, path: str, session_id: str = "", method: str = "GET") -> Any:
+    """Have a browser that keeps nothing send a request; return the response."""
+    headers = cookie_of(session_id) if session_id else {}
+    return app.test_client(use_cookies=False).open(path, method=method, headers=headers)
 
 
 def stored(manager: SyncSessionManager, **values: Any) -> str:
