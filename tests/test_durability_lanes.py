@@ -302,7 +302,7 @@ async def test_a_commit_that_was_found_and_lost_again_is_not_done_anew(
         _, _, end = next(scan(blob[HEADER_BYTES:]))
         older = blob[: HEADER_BYTES + end]
 
-        async def fail_over(made: Call) -> list[Any]:
+        async def fail_over(made: Call) -> Any:
             reply = await call(made)
             if made.script == "load":
                 await redis.set(key, older, px=60_000)

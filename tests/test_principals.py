@@ -416,7 +416,7 @@ async def test_one_that_fails_keeps_nobody_else_alive(backend: Backend) -> None:
     bad = store_key(backend.prefix, sessions[1].handle)
 
     class Failing:
-        async def call(self, call: Call) -> list[Any]:
+        async def call(self, call: Call) -> Any:
             if bad in call.keys:
                 raise Refused("OOM", passing=False)
             return await transport.call(call)

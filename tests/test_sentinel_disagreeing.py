@@ -15,7 +15,7 @@ from redis.exceptions import TimeoutError as Silence
 from support.cluster import wait_until
 from support.sentinel import SERVICE, SentinelGroup
 from support.servers import Server, available
-from test_sentinel import KINDS, addresses, made, new_session, stopped
+from test_sentinel import STORES, addresses, made, new_session, stopped
 
 from asyncsession import StoreUnavailable
 from asyncsession.protocol import Refused
@@ -99,7 +99,7 @@ def split() -> Iterator[Split]:
         yield Split(stack)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STORES)
 async def test_a_sentinel_that_has_not_heard_of_the_failover(kind: str, split: Split) -> None:
     """It is asked first, and the old master takes itself for one: sessions read as new there."""
     direct = made(kind, split.url.replace(f"127.0.0.1:{split.sentinels[0].port},", ""))
@@ -112,7 +112,7 @@ async def test_a_sentinel_that_has_not_heard_of_the_failover(kind: str, split: S
     await direct.aclose()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STORES)
 async def test_a_master_that_was_replaced_while_it_was_connected_to(
     kind: str, split: Split
 ) -> None:
@@ -182,7 +182,7 @@ async def each_stage(group: SentinelGroup) -> None:
         return says().get("failover-state") == "wait_promotion"
 
     await asyncio.to_thread(prepare)
-    managers = [made(kind, group.url, timeout=0.8) for kind in KINDS]
+    managers = [made(kind, group.url, timeout=0.8) for kind in STORES]
     session = await new_session(managers[0], a=1)
     await managers[0].aclose()
     wait = asyncio.to_thread

@@ -23,7 +23,7 @@ def calls_of(manager: SessionManager, monkeypatch: pytest.MonkeyPatch) -> list[s
     made: list[str] = []
     call = manager._transport.call
 
-    async def spy(step: Call) -> list[Any]:
+    async def spy(step: Call) -> Any:
         made.append(step.script)
         return await call(step)
 

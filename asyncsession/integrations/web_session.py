@@ -183,7 +183,7 @@ class Visit(Generic[R]):
         """Give the application its session."""
         self.session.take(loaded)
         if loaded.log is not None:
-            self._found, self._found_id = loaded.log.copy(), loaded.id
+            self._found, self._found_id = loaded.log, loaded.id
         self.exchange.session = self.session
         self.is_filled = True
 

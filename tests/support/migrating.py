@@ -137,7 +137,7 @@ class Breaking:
         self._calls = calls
         self._at, self._when, self._act = at, when, act
 
-    async def call(self, call: Call) -> list[Any]:
+    async def call(self, call: Call) -> Any:
         self._calls.append(call)
         is_it = len(self._calls) == self._at
         if is_it and self._when == "before":

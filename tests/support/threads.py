@@ -28,7 +28,7 @@ class Awaited:
     def __init__(self, transport: BlockingTransport) -> None:
         self.blocking = transport
 
-    async def call(self, call: Call) -> list[Any]:
+    async def call(self, call: Call) -> Any:
         return await asyncio.to_thread(self.blocking.call, call)
 
     async def aclose(self) -> None:
@@ -42,7 +42,7 @@ class Waiting:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
 
-    def call(self, call: Call) -> list[Any]:
+    def call(self, call: Call) -> Any:
         called = self._transport.call(call)
         return asyncio.run_coroutine_threadsafe(called, self._loop).result()
 
