@@ -192,18 +192,21 @@ class SessionMiddleware:
                 await self._inside(exchange, scope, receive, send)
                 return
         exchange = Exchange(self._terms, scope.get("headers", ()), scope.get("method", "GET"))
-        serve = self._respond if kind == "http" else self._converse
-        await serve(exchange, scope, receive, send)
+        if kind == "http":
+            await self._respond(exchange, scope, receive, send)
+        else:
+            await self._converse(exchange, scope, receive, send)
 
     async def _inside(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application with the session of `exchange` in its scope."""
         around, before = scope.get(_EXCHANGES, ()), scope.get("session")
         scope[_EXCHANGES] = (*around, exchange)
         try:
-            if not self._lazy:
-                await exchange.load()
-            if exchange.session is not None:
-                scope["session"] = exchange.session
+            session = exchange.session
+            if session is None and not self._lazy:
+                session = await exchange.load()
+            if session is not None:
+                scope["session"] = session
             elif around:
                 scope.pop("session", None)
             await self._app(scope, receive, send)
@@ -220,7 +223,8 @@ class SessionMiddleware:
         response = _Response(exchange, scope, send, self._on_error)
         try:
             await self._inside(exchange, scope, receive, response.send)
-            response.check()
+            if response.failure is not None:
+                raise response.failure  # the application has swallowed it
         except Exception as error:
             if response.is_started:
                 raise
@@ -294,10 +298,15 @@ class _Response:
             What the commit raised, now and for every later message: the application stops, as it
             does for a client that has left, and its background tasks do not run.
         """
-        self.check()
-        if message["type"] == "http.response.start" and not self.is_started:
+        if self.failure is not None:
+            raise self.failure
+        if not self.is_started and message["type"] == "http.response.start":
             try:
-                await self._commit()
+                gone = await self._exchange.commit()
+                if gone is not None:
+                    self.override = await _overridden(self._on_error, self._scope, gone)
+                    if self.override is not None:
+                        raise gone
             except Exception as error:
                 self.failure = error
                 raise
@@ -311,18 +320,6 @@ class _Response:
             message = dressed(message, self._exchange.closing())
             self.is_started = True
         await self._send(message)
-
-    def check(self) -> None:
-        """Raise what the commit raised, in case the application has swallowed it."""
-        if self.failure is not None:
-            raise self.failure
-
-    async def _commit(self) -> None:
-        gone = await self._exchange.commit()
-        if gone is not None:
-            self.override = await _overridden(self._on_error, self._scope, gone)
-            if self.override is not None:
-                raise gone
 
 
 async def _overridden(on_error: OnError | None, scope: Scope, error: Exception) -> ASGIApp | None:

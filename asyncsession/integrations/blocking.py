@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from asyncsession.errors import InvalidSessionData, StoreUnavailable
 from asyncsession.integrations.exchange import Asking, Rules
 from asyncsession.session import Session
 from asyncsession.sync import SyncSessionManager
@@ -19,23 +20,25 @@ class BlockingExchange(Rules[SyncSessionManager]):
     __slots__ = ()
 
     def load(self) -> Session:
-        """Return the session; see `Rules.loading`."""
-        return self.perform(self.loading())
+        """Return the session of the request; load it if that has not been done yet.
+
+        Raises:
+            What `begin_without` raises.
+        """
+        if self.session is None:
+            try:
+                self.begin(self.fetch())
+            except (StoreUnavailable, InvalidSessionData) as error:
+                self.begin_without(error)
+            assert self.session is not None
+        return self.session
 
     def perform(self, asking: Asking[T]) -> T:
-        """Call the verbs that are asked for, and return what comes of it."""
-        manager = self.terms.manager
-        try:
-            verb = next(asking)
-            while True:
-                try:
-                    result = getattr(manager, verb.name)(*verb.args)
-                except Exception as error:
-                    verb = asking.throw(error)
-                else:
-                    verb = asking.send(result)
-        except StopIteration as stop:
-            returned: T = stop.value
-            return returned
-        finally:
-            asking.close()
+        """Let the verbs be called, and return what comes of it."""
+        result = None
+        while True:
+            try:
+                result = asking.send(result)
+            except StopIteration as stop:
+                returned: T = stop.value
+                return returned

@@ -96,7 +96,9 @@ class Cookie:
             raw_headers: of the request, as pairs. Several Cookie headers are one (RFC 9113 8.2.3).
         """
         values = sent_values(raw_headers, self.name)
-        session_id = values[0].decode("latin-1") if len(values) == 1 else None
+        if len(values) != 1:
+            return None
+        session_id = values[0].decode("latin-1")
         return session_id if is_session_id(session_id) else None
 
     def issue(self, session_id: str) -> str:
@@ -167,14 +169,14 @@ def sent_values(raw_headers: Iterable[tuple[bytes, bytes]], name: str) -> list[b
         raw_headers: of the request, as pairs. Several Cookie headers are one (RFC 9113 8.2.3).
         name: ASCII.
     """
-    wanted = name.encode("ascii")
+    wanted = name.encode("ascii") + b"="
     values = []
     for header, line in raw_headers:
         if len(header) == 6 and header.lower() == b"cookie":
             for pair in line.split(b";"):
-                sent, equals, value = pair.strip(b" \t").partition(b"=")
-                if equals and sent == wanted:
-                    values.append(value)
+                sent = pair.strip(b" \t")
+                if sent.startswith(wanted):
+                    values.append(sent[len(wanted) :])
     return values
 
 

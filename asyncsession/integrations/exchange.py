@@ -4,9 +4,10 @@ Framework-neutral: an integration makes an `Exchange` of each request, gives the
 session, calls `commit` before the first byte of the response leaves, and puts on it what `closing`
 says. The rules that are the same everywhere stand here and nowhere else.
 
-The rules are generators: they say which verb of the manager is to be called next, and are sent what
-it returned. An `Exchange` awaits the verbs of a `SessionManager`; a `BlockingExchange` (in
-`asyncsession.integrations.blocking`) calls those of a `SyncSessionManager`.
+The rules that call verbs of the manager are generators: they yield what the call returned. An
+`Exchange` awaits that, since its `SessionManager` returns coroutines, and sends what came of it; a
+`BlockingExchange` (in `asyncsession.integrations.blocking`), with a `SyncSessionManager`, sends it
+back as it is. What every request does, also one that has no use for its session, is done without.
 """
 
 from __future__ import annotations
@@ -49,27 +50,14 @@ __all__ = [
     "ReadThrough",
     "Rules",
     "Terms",
-    "Verb",
 ]
 
 M = TypeVar("M", bound=AnyManager)
 T = TypeVar("T")
 
 
-class Verb(NamedTuple):
-    """A verb of a manager's, to be called.
-
-    Attributes:
-        name: of the method.
-        args: for it.
-    """
-
-    name: str
-    args: tuple[Any, ...]
-
-
-Asking: TypeAlias = Generator[Verb, Any, T]
-"""Asks for verbs to be called, is sent what they return or raise, and returns a T."""
+Asking: TypeAlias = Generator[Any, Any, T]
+"""Calls verbs and yields what they return, is sent what came of it, and returns a T."""
 
 UNSHARED = "private, no-cache"
 """The Cache-Control of a response that gives or takes an id, where the application sends none."""
@@ -97,6 +85,9 @@ class Closing(NamedTuple):
 
     carried: tuple[str, str] | None
     vary: str | None
+
+
+_NOTHING = Closing(None, None)
 
 
 class _Sent(Enum):
@@ -153,19 +144,46 @@ class Rules(Generic[M]):
             if self._sent_id is None and len(values) == 1 and not self._is_doubtful(pairs):
                 self._peer_id = terms.read_through.peer_id(values[0])
 
-    def loading(self) -> Asking[Session]:
-        """Return the session of the request; load it if that has not been done yet.
+    def fetch(self) -> Any:
+        """Call the verb that loads the session, and return what it returns."""
+        manager = self.terms.manager
+        if self._peer_id is None:
+            return manager.load(self._sent_id)
+        assert self.terms.read_through is not None
+        return manager.load_through(self.terms.read_through, self._peer_id)
+
+    def begin(self, loaded: Session) -> None:
+        """Give the request the session that was loaded for it."""
+        if loaded.is_stale:
+            self._begin(loaded, _Sent.ROTATED)
+        elif not loaded.is_new:
+            self._begin(loaded, _Sent.LIVE)
+        else:
+            self._begin(loaded, _Sent.NONE if self._sent_id is None else _Sent.DEAD)
+
+    def begin_without(self, error: StoreUnavailable | InvalidSessionData) -> None:
+        """Give the request an empty session in the place of one that could not be loaded.
 
         Raises:
             StoreUnavailable: the store is down, and `outage` is `"error"`.
             InvalidSessionData: what is stored cannot be read.
         """
-        if self.session is None:
-            session, sent = yield from self._look_up()
-            if self.session is None:  # else another task of the same request was faster
-                self.session, self._sent = session, sent
-                self._loaded_at = time.monotonic()
-        return self.session
+        session = Session()
+        if isinstance(error, StoreUnavailable):
+            if self.terms.outage == "error":
+                raise error
+            _log.warning("the request goes on without its session: %s", error)
+            session.is_stale = True  # not saved by us
+            self._begin(session, _Sent.UNKNOWN)
+            return
+        if self._peer_id is None:
+            self._sent = _Sent.UNREADABLE
+            raise error
+        # There is no cookie of ours to clear, and theirs would bring the error for ever.
+        _log.error(
+            "a session that was taken over cannot be read, and is left as it is", exc_info=error
+        )
+        self._begin(session, _Sent.NONE)
 
     def committing(
         self, *, rotate: bool = False, is_known: bool = False
@@ -187,7 +205,7 @@ class Rules(Generic[M]):
                 the request is not one that only looks (RFC 9110 9.2.1).
             What `SessionManager.save` raises but for `SessionGone`.
         """
-        session = self.session
+        session, manager = self.session, self.terms.manager
         if session is None:
             return None
         if session.is_destroyed:
@@ -197,7 +215,7 @@ class Rules(Generic[M]):
                 self._drop()  # neither this
             if not session.is_new:
                 return None  # it was found gone, with what it held
-            session = self.session = yield from self._begin_anew(session)
+            session = self.session = self._begun_anew(session)
         if not (rotate or is_known or session.modified):
             return None
         is_lost = session.is_stale and session.is_new  # saved as it is, nobody could ever load it
@@ -206,7 +224,10 @@ class Rules(Generic[M]):
             return None
         try:
             # Whoever logs in, also with an id that was just rotated away, gets one of their own.
-            yield Verb("rotate" if is_lost or rotate else "save", (session,))
+            if is_lost or rotate:
+                yield manager.rotate(session)
+            else:
+                yield manager.save(session)
         except SessionGone as gone:
             return gone
         except InvalidSessionData:
@@ -266,54 +287,26 @@ class Rules(Generic[M]):
         """Return what the headers of the response have to say."""
         carrier, session = self.terms.carrier, self.session
         value = self._carried()
+        if value is not None:
+            return Closing((carrier.header, value), carrier.varies)
         is_touched = self.is_asked or (
             session is not None and (session.is_destroyed or session.guards() != frozenset())
         )
-        return Closing(
-            None if value is None else (carrier.header, value),
-            carrier.varies if value is not None or is_touched else None,
-        )
+        return Closing(None, carrier.varies) if is_touched else _NOTHING
 
     def _is_doubtful(self, pairs: RawHeaders) -> bool:
         """Tell whether there are several cookies of our name, one of which was planted."""
         carrier = self.terms.carrier
         return isinstance(carrier, Cookie) and len(sent_values(pairs, carrier.name)) > 1
 
-    def _look_up(self) -> Asking[tuple[Session, _Sent]]:
-        try:
-            session = yield from self._find()
-        except StoreUnavailable as error:
-            if self.terms.outage == "error":
-                raise
-            _log.warning("the request goes on without its session: %s", error)
-            session = yield Verb("load", (None,))
-            session.is_stale = True  # not saved by us
-            return session, _Sent.UNKNOWN
-        except InvalidSessionData:
-            if self._peer_id is None:
-                self._sent = _Sent.UNREADABLE
-                raise
-            # There is no cookie of ours to clear, and theirs would bring the error for ever.
-            _log.exception("a session that was taken over cannot be read, and is left as it is")
-            return (yield Verb("load", (None,))), _Sent.NONE
-        if session.is_stale:
-            return session, _Sent.ROTATED
-        if session.is_new:
-            return session, _Sent.NONE if self._sent_id is None else _Sent.DEAD
-        return session, _Sent.LIVE
+    def _begin(self, session: Session, sent: _Sent) -> None:
+        if self.session is None:  # else another task of the same request was faster
+            self.session, self._sent = session, sent
+            self._loaded_at = time.monotonic()
 
-    def _find(self) -> Asking[Session]:
-        source = self.terms.read_through
-        session: Session
-        if source is None or self._peer_id is None:
-            session = yield Verb("load", (self._sent_id,))
-        else:
-            session = yield Verb("load_through", (source, self._peer_id))
-        return session
-
-    def _begin_anew(self, ended: Session) -> Asking[Session]:
+    def _begun_anew(self, ended: Session) -> Session:
         """Return a session of its own for what was put into one after it was ended."""
-        session: Session = yield Verb("load", (None,))
+        session = Session()
         session.update(ended)
         if ended.held_principal is not None:
             session.principal = ended.held_principal
@@ -333,8 +326,8 @@ class Rules(Generic[M]):
 
     def _destroy_sent(self) -> Asking[None]:
         """End the session that could not be loaded, so that its user is logged out indeed."""
-        session = yield from self._find()
-        yield Verb("destroy", (session,))
+        session: Session = yield self.fetch()
+        yield self.terms.manager.destroy(session)
         if session.is_stale:  # what was meant has another id by now
             self._sent = _Sent.ROTATED
             self._drop()
@@ -347,11 +340,11 @@ class Rules(Generic[M]):
             return carrier.clear()  # or the client would be refused for ever
         if session is None:
             return None
-        is_known = self._sent is _Sent.LIVE or self._sent is _Sent.DEAD
-        if session.is_destroyed and not session.is_new:  # it was found gone, and not ended here
-            is_prompt = time.monotonic() - self._loaded_at < PROMPT
-            return carrier.clear() if is_known and is_prompt and not session.is_stale else None
-        if session.is_new:
+        if session.is_new or session.is_destroyed:
+            is_known = self._sent is _Sent.LIVE or self._sent is _Sent.DEAD
+            if not session.is_new:  # it was found gone, and not ended here
+                is_prompt = time.monotonic() - self._loaded_at < PROMPT
+                is_known = is_known and is_prompt and not session.is_stale
             return carrier.clear() if is_known else None
         is_unconfirmed = session.joining is not None and session.is_newcomer
         if session.is_stale or is_unconfirmed or session.id == self._sent_id:
@@ -365,31 +358,44 @@ class Exchange(Rules[SessionManager]):
     __slots__ = ()
 
     async def load(self) -> Session:
-        """Return the session; see `Rules.loading`."""
-        if self.session is not None:
-            return self.session
-        return await self.perform(self.loading())
+        """Return the session of the request; load it if that has not been done yet.
+
+        Raises:
+            What `begin_without` raises.
+        """
+        if self.session is None:
+            try:
+                self.begin(await self.fetch())
+            except (StoreUnavailable, InvalidSessionData) as error:
+                self.begin_without(error)
+            assert self.session is not None
+        return self.session
 
     async def commit(self) -> SessionGone | None:
         """Save what the application has changed; see `Rules.committing`."""
-        return await self.perform(self.committing())
+        session = self.session
+        if session is None:
+            return None
+        is_modified = not session.is_destroyed and session.modified
+        if not (is_modified or session.is_destroyed):
+            return None  # as for most requests
+        return await self.perform(self.committing(is_known=is_modified))
 
     async def fail(self) -> None:
         """Take note that an exception of the application's ends the request."""
         await self.perform(self.failing())
 
     async def perform(self, asking: Asking[T]) -> T:
-        """Call the verbs that are asked for, and return what comes of it."""
-        manager = self.terms.manager
+        """Await the verbs that are called, and return what comes of it."""
         try:
-            verb = next(asking)
+            called = next(asking)
             while True:
                 try:
-                    result = await getattr(manager, verb.name)(*verb.args)
+                    result = await called
                 except Exception as error:
-                    verb = asking.throw(error)
+                    called = asking.throw(error)
                 else:
-                    verb = asking.send(result)
+                    called = asking.send(result)
         except StopIteration as stop:
             returned: T = stop.value
             return returned

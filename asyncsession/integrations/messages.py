@@ -23,20 +23,23 @@ def dressed(start: Message, closing: Closing) -> Message:
     if vary is None:
         return start
     headers, fields, is_declared = [], [], False
-    for name, value in start.get("headers", ()):
-        match name.lower():
-            case b"vary":
-                fields += [field.strip() for field in value.split(b",") if field.strip()]
-                continue
-            case b"cache-control":
-                is_declared = True
-        headers.append((name, value))
-    if not {vary.lower().encode("ascii"), b"*"} & {field.lower() for field in fields}:
-        fields.append(vary.encode("ascii"))
-    headers.append((b"vary", b", ".join(fields)))
+    for header in start.get("headers", ()):
+        name = header[0].lower()
+        if name == b"vary":
+            fields += [field.strip() for field in header[1].split(b",") if field.strip()]
+            continue
+        if name == b"cache-control":
+            is_declared = True
+        headers.append(header)
+    added = vary.encode("ascii")
+    if not fields:
+        headers.append((b"vary", added))
+    else:
+        if not {added.lower(), b"*"} & {field.lower() for field in fields}:
+            fields.append(added)
+        headers.append((b"vary", b", ".join(fields)))
     if carried is not None:
-        name, value = carried
-        headers.append((name.encode("ascii"), value.encode("ascii")))
+        headers.append((carried[0].encode("ascii"), carried[1].encode("ascii")))
         if not is_declared:
             # A shared cache that hands out one client's id logs others in (CVE-2023-30861).
             headers.append((b"cache-control", UNSHARED.encode("ascii")))

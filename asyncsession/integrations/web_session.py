@@ -23,7 +23,7 @@ from asyncsession.errors import (
     StoreUnavailable,
 )
 from asyncsession.integrations.cookies import Cookie
-from asyncsession.integrations.exchange import Asking, Closing, Rules, Verb
+from asyncsession.integrations.exchange import Asking, Closing, Rules
 from asyncsession.migration.flask_session import flask_login_user
 from asyncsession.session import Session
 
@@ -213,7 +213,7 @@ class Visit(Generic[R]):
         is_modified = not session.is_destroyed and session.modified
         if session.is_cleared and not session.is_destroyed:
             if not session and session.held_principal is None:
-                yield Verb("destroy", (session,))
+                yield self.exchange.terms.manager.destroy(session)
                 is_modified = False
             elif is_stored:
                 yield from self._begin_anew()
@@ -278,15 +278,15 @@ class Visit(Generic[R]):
         That is rotated first. Ended as it was, its id would lead nowhere, and requests that still
         come with it would make the browser forget the cookie that this response brings.
         """
-        session = self.session
+        session, manager = self.session, self.exchange.terms.manager
         assert session.log is not None
-        before, fresh = session.restarted(session.log), (yield Verb("load", (None,)))
+        before, fresh = session.restarted(session.log), Session()
         fresh.update(session)
         if session.held_principal is not None:
             fresh.principal = session.held_principal
         try:
-            yield Verb("rotate", (before,))
-            yield Verb("destroy", (before,))
+            yield manager.rotate(before)
+            yield manager.destroy(before)
         except SessionGone:
             pass  # somebody else was faster
         session.take(fresh)
@@ -344,7 +344,9 @@ class Visit(Generic[R]):
         user out.
         """
         try:
-            yield Verb("touch", (self.session,))  # which sets `is_stale` if it is not
+            yield self.exchange.terms.manager.touch(
+                self.session
+            )  # which sets `is_stale` if it is not
         except SessionGone:
             return False
         except StoreUnavailable as error:
