@@ -20,11 +20,7 @@ class BlockingExchange(Rules[SyncSessionManager]):
     __slots__ = ()
 
     def load(self) -> Session:
-        """Return the session of the request; load it if that has not been done yet.
-
-        Raises:
-            What `begin_without` raises.
-        """
+        """Return the session, loaded with the first call; `begin_without` says what it raises."""
         if self.session is None:
             try:
                 self.begin(self.fetch())

@@ -175,15 +175,13 @@ class Rules(Generic[M]):
             _log.warning("the request goes on without its session: %s", error)
             session.is_stale = True  # not saved by us
             self._begin(session, _Sent.UNKNOWN)
-            return
-        if self._peer_id is None:
+        elif self._peer_id is None:
             self._sent = _Sent.UNREADABLE
             raise error
-        # There is no cookie of ours to clear, and theirs would bring the error for ever.
-        _log.error(
-            "a session that was taken over cannot be read, and is left as it is", exc_info=error
-        )
-        self._begin(session, _Sent.NONE)
+        else:  # there is no cookie of ours to clear, and theirs would bring the error for ever
+            taken_over = "a session that was taken over cannot be read, and is left as it is"
+            _log.error(taken_over, exc_info=error)
+            self._begin(session, _Sent.NONE)
 
     def committing(
         self, *, rotate: bool = False, is_known: bool = False
@@ -358,11 +356,7 @@ class Exchange(Rules[SessionManager]):
     __slots__ = ()
 
     async def load(self) -> Session:
-        """Return the session of the request; load it if that has not been done yet.
-
-        Raises:
-            What `begin_without` raises.
-        """
+        """Return the session, loaded with the first call; `begin_without` says what it raises."""
         if self.session is None:
             try:
                 self.begin(await self.fetch())
