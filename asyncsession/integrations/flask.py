@@ -104,7 +104,7 @@ class SessionInterface(Declared[SyncSessionManager], FlaskSessionInterface):
             answer = self._made(app, visit)
         if answer is not None:
             _replace(response, answer)
-        dress(response, visit.closing(app.permanent_session_lifetime.total_seconds()))
+        dress(response, visit.closing(app))
 
     def answer(self, error: Exception) -> flask.Response:
         """Answer an error that a view raises. It is registered as an error handler."""

@@ -178,8 +178,8 @@ def dress(response: Response, closing: Closing) -> None:
         response.headers.setdefault("Cache-Control", UNSHARED)
     if closing.vary is None:
         return
-    if "Vary" not in response.headers:
-        response.headers["Vary"] = closing.vary
+    if not response.headers.getlist("Vary"):
+        response.headers.add("Vary", closing.vary)
     elif "*" not in response.vary:
         response.vary.add(closing.vary)
 

@@ -144,7 +144,7 @@ class SessionInterface(Declared[SessionManager], QuartSessionInterface):
             answer = await self._made(app, visit)
         if answer is not None:
             await _replace(response, answer)
-        dress(response, visit.closing(app.permanent_session_lifetime.total_seconds()))
+        dress(response, visit.closing(app))
 
     async def answer(self, error: Exception) -> ResponseTypes | None:
         """Answer an error that a view raises. It is registered as an error handler."""

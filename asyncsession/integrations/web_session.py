@@ -208,7 +208,7 @@ class Visit(Generic[R]):
 
     def committing(self) -> Asking[SessionGone | None]:
         """Save what is to be saved before the response leaves; see `Rules.committing`."""
-        session, rotate = self.session, False
+        session, rotate, gone = self.session, False, None
         is_stored = not (session.is_new or session.is_destroyed)
         is_modified = not session.is_destroyed and session.modified
         if session.is_cleared and not session.is_destroyed:
@@ -218,9 +218,11 @@ class Visit(Generic[R]):
             elif is_stored:
                 yield from self._begin_anew()
         version = 0 if self._found is None else self._found.version
-        if is_modified or session.is_destroyed or session.version != version:
+        is_changed = is_modified or session.is_destroyed or session.version != version
+        if is_changed:
             rotate = self._note_login()
-        gone = yield from self.exchange.committing(rotate=rotate, is_known=is_modified)
+        if is_changed or session.is_cleared:
+            gone = yield from self.exchange.committing(rotate=rotate, is_known=is_modified)
         if gone is None and is_stored and self._is_to_be_refreshed():
             self._is_refreshed = is_modified or (yield from self._confirm())
         return gone
@@ -251,11 +253,12 @@ class Visit(Generic[R]):
             return
         yield from self.exchange.failing()
 
-    def closing(self, lifetime: float) -> Closing:
+    def closing(self, app: Any) -> Closing:
         """Return what the headers of the response have to say; see `Rules.closing`.
 
         Args:
-            lifetime: seconds that the browser keeps the cookie of a permanent session.
+            app: its configuration says how long the browser keeps the cookie of a permanent
+                session.
         """
         closing, session = self.exchange.closing(), self.exchange.session
         cookie = self.exchange.terms.carrier
@@ -269,6 +272,7 @@ class Visit(Generic[R]):
         if not is_issued:
             return closing
         if session.get("_permanent"):
+            lifetime = app.permanent_session_lifetime.total_seconds()
             cookie = replace(cookie, max_age=int(lifetime))
         return Closing((cookie.header, cookie.issue(session.id)), cookie.varies)
 
