@@ -65,6 +65,16 @@ async def test_a_session_that_nobody_asks_for(unreachable: SessionManager) -> No
     assert exchange.closing() == NOTHING
 
 
+async def test_a_request_without_a_store_saves_nothing_when_that_is_back(
+    manager: SessionManager, unreachable: SessionManager
+) -> None:
+    exchange = sending(unreachable, await stored(manager, a=1), outage="anonymous")
+    (await exchange.load())["a"] = 2
+    exchange.terms = exchange.terms._replace(manager=manager)
+    assert await exchange.commit() is None
+    assert exchange.closing() == Closing(None, "Cookie")
+
+
 async def test_a_response_depends_on_what_was_touched(manager: SessionManager) -> None:
     exchange = sending(manager, await stored(manager, a=1))
     session = await exchange.load()

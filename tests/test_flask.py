@@ -78,13 +78,18 @@ def test_the_cookie_comes_once(manager: SyncSessionManager) -> None:
 
 
 def test_the_headers_of_the_application_stay(manager: SyncSessionManager) -> None:
-    def page() -> Any:
+    def page(vary: str = "Accept, *") -> Any:
         flask.session["a"] = 1
-        return "x", 200, {"Cache-Control": "no-store", "Vary": "Accept, *"}
+        return "x", 200, {"Cache-Control": "no-store", "Vary": vary}
 
-    response = make_app(manager, page).test_client().get("/page")
+    def other() -> Any:
+        return page("Accept")
+
+    client = make_app(manager, page, other).test_client()
+    response = client.get("/page")
     assert response.headers["Cache-Control"] == "no-store"
-    assert response.headers["Vary"] == "Accept, *"
+    assert response.headers.getlist("Vary") == ["Accept, *"]
+    assert client.get("/other").headers.getlist("Vary") == ["Accept, Cookie"]
 
 
 def test_a_page_that_asks_only_whether_a_key_is_there_varies_cve_2026_27205(
@@ -252,6 +257,20 @@ def test_what_is_put_in_after_clear_has_a_new_id(manager: SyncSessionManager) ->
     assert manager.load(now.value).principal is None
     assert manager.sessions_of("somebody") == [], "the session before has ended"
     assert manager.load(planted.value).is_stale, "parallel requests leave the new cookie alone"
+
+
+def test_what_is_put_in_again_after_clear_has_a_new_id(manager: SyncSessionManager) -> None:
+    def again() -> str:
+        flask.session.clear()
+        flask.session["a"] = 1
+        return "the same as before"
+
+    session_id = stored(manager, a=1)
+    client = make_app(manager, again).test_client(use_cookies=False)
+    (issued,) = sent_by(client.get("/again", headers=cookie_of(session_id)))
+    now = issued.partition(";")[0].removeprefix("session=")
+    assert dict(manager.load(now)) == {"a": 1}
+    assert manager.load(session_id).is_new
 
 
 def test_an_emptied_session_stays(manager: SyncSessionManager) -> None:

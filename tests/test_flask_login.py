@@ -342,13 +342,20 @@ def test_a_principal_that_a_view_sets_counts(manager: SyncSessionManager) -> Non
         flask.session["_user_id"] = "8"
         return "in"
 
-    client = make_app(manager, enter).test_client()
+    def other() -> str:
+        flask.session["n"] = 1
+        return "still in"
+
+    client = make_app(manager, enter, other).test_client()
     with client.session_transaction() as session:
         session["a"] = 1
     before = id_of(client)
     client.get("/enter")
     assert manager.load(id_of(client)).principal == "by hand"
-    assert id_of(client) != before
+    entered = id_of(client)
+    assert entered != before
+    client.get("/other")
+    assert (id_of(client), manager.load(entered).principal) == (entered, "by hand")
     off = make_app(manager, again, principal=None).test_client()
     off.set_cookie("session", id_of(client))
     off.get("/again")
