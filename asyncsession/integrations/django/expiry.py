@@ -54,7 +54,9 @@ def has_ended(session: Mapping[str, Any], settings: Settings) -> bool:
 
 def renew(session: Session, settings: Settings) -> None:
     """Put down when a session ends that is about to be saved."""
-    seconds = session.get(EXPIRY, 0)
+    seconds = None
+    if EXPIRY in session:  # see `ends_at`
+        seconds = session[EXPIRY]
     if not isinstance(seconds, (int, float)) or not seconds:
         if ENDS in session:
             del session[ENDS]
