@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import msgpack
 
-from asyncsession.delta import Op, fold
+from asyncsession.delta import Op, encode, fold
 from asyncsession.errors import InvalidSessionData, SessionError
 from asyncsession.operations import MISSING
 from asyncsession.values import check_depth, pack, unpack, unpack_flat
@@ -60,14 +60,14 @@ MAX_KEYS = 2**16 - 1
 """How many keys one commit can change: a frame counts them in two bytes."""
 
 _LATEST = 253_402_300_799_999  # ms; the end of the year 9999, which is the last that Python knows
-# Each frame costs a reader about a microsecond, and a snapshot costs bytes to send: so many frames
-# are left as they are, the more the larger the snapshot.
-_MIN_FRAMES, _MAX_FRAMES = 8, 32
+# Each frame costs a process that has not seen it a microsecond or two, and a snapshot costs bytes:
+# so many frames are left as they are, the more the larger the snapshot.
+_MIN_FRAMES, _MAX_FRAMES = 16, 32
 _FRAME_BYTES = 128  # of the snapshot, for each frame
 _MIN_TAIL = 256  # bytes of log beyond the snapshot that are not worth a compaction
 # The numbers of the operations, since comparing bytes to an enumeration takes many times as long.
 _SET, _DELETE, _DISCARD = int(Op.SET), int(Op.DELETE), int(Op.DISCARD)
-_SET_BYTE = bytes((_SET,))
+_SET_BYTE = encode(Op.SET)
 _WHOLE = frozenset(map(int, (Op.SET, Op.CREATE)))  # alone, their operand is the value
 _CERTAIN = _WHOLE | frozenset(map(int, (Op.ADD, Op.MAXIMUM, Op.MINIMUM)))  # there is a value after
 _MAX_OP = int(max(Op))
@@ -247,12 +247,19 @@ class Log:
         log.stamp = stamp
         return log
 
-    def compacted(self, payload: bytes) -> Log:
-        """Return the log after the frames seen have been replaced by one with this payload."""
+    def compacted(self) -> tuple[Log, bytes]:
+        """Return the log after one frame has taken the place of all those seen, and its payload."""
+        chains: dict[str, bytes] = {}
+        for key, chain in self._chains.items():
+            if type(chain) is bytes and chain[0] == _SET:
+                chains[key] = chain
+            elif (packed := self.packed(key)) is not None:
+                chains[key] = _SET_BYTE + packed
+        payload = encode_payload(chains)
         first = _FRAME.size + len(payload) + _TRAILER
-        log = self._twin(dict(_decode_payload(payload)), first)
+        log = self._twin(cast("dict[str, Chain]", chains), first)
         log.length, log.frames = first, 1
-        return log
+        return log, payload
 
     def detached(self) -> Log:
         """Return a log with the same content whose offsets are not those of the stored one."""
@@ -299,7 +306,7 @@ class Log:
         if type(chain) is bytes and chain[0] in _WHOLE:
             return unpack(chain[1:])
         value = fold(_deltas(chain))
-        if value is not MISSING and type(chain) is tuple:
+        if value is not MISSING:
             try:
                 packed = pack(value)
             except ValueError:
@@ -331,11 +338,6 @@ class Log:
         tail = self.length - self._first
         frames = min(max(self._first // _FRAME_BYTES, _MIN_FRAMES), _MAX_FRAMES)
         return self.frames > frames or tail > max(self._first, _MIN_TAIL)
-
-    def snapshot(self) -> bytes:
-        """Return the payload of the one frame that can stand for the whole log seen."""
-        packed = {key: self.packed(key) for key in self._chains}
-        return encode_payload({key: _SET_BYTE + it for key, it in packed.items() if it is not None})
 
 
 def _deltas(chain: Chain) -> tuple[bytes, ...]:

@@ -52,7 +52,7 @@ _DEPTH = 64  # dicts within dicts that are compared; what lies deeper is replace
 
 def encode(op: Op, operand: Any = MISSING) -> bytes:
     """Return the delta `op` with its operand."""
-    code = bytes((op,))
+    code = _CODES[op]
     return code if operand is MISSING else code + pack(operand)
 
 
@@ -238,6 +238,7 @@ def _is_items(operand: Any) -> bool:
 
 
 _OPS = tuple(Op)  # by number
+_CODES = tuple(bytes((op,)) for op in _OPS)
 _UNION = int(Op.UNION)
 _REPLACING = (Op.SET, Op.DELETE)
 _WORK: dict[Op, Callable[[Any, Any], Any]] = {

@@ -57,6 +57,7 @@ class Draft:
         self._log = session.log
         self._deltas: dict[str, bytes] = {}
         self._frame = self._snapshot = b""
+        self._folded: Log | None = None  # the log after its compaction, if it is compacted
         self._room = settings.max_bytes
         self._fates: dict[str, Review] = {}
         self._guarded_principal = False
@@ -93,7 +94,9 @@ class Draft:
         self._deltas = {key: change.delta for key, change in self.changes.items()}
         self._frame = encode_frame(self._deltas)
         fold = self._check_size() or (log is not None and log.outgrown) or self.reloaded
-        self._snapshot = log.snapshot() if log and log.length and fold else b""
+        self._folded, self._snapshot = None, b""
+        if log is not None and log.length and fold:
+            self._folded, self._snapshot = log.compacted()
         return (
             head(Kind.LIVE, self.session.incarnation),
             self._id,
@@ -290,8 +293,7 @@ class Draft:
 
     def _left(self, log: Log, reply: Reply) -> Log:
         """Return what this commit was based on, as it has left that."""
-        is_folded = self._snapshot and reply.code is Code.OK
-        return log.compacted(self._snapshot) if is_folded else log
+        return self._folded if self._folded is not None and reply.code is Code.OK else log
 
     def _settled(self, reply: Reply) -> Log:
         """Return the log with everything in it, and note how each change met those of others."""
@@ -337,6 +339,8 @@ class Draft:
         if self._log is None:
             return b""
         keys: Iterable[str] = self.guarded()
+        if not (keys or self.serial or self._guarded_principal):
+            return b""
         if self._guarded_principal:
             keys = (*keys, PRINCIPAL)
         if self.serial:

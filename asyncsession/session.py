@@ -194,11 +194,15 @@ class Session(MutableMapping[str, Any]):
             return True
 
     def __getitem__(self, key: str) -> Any:
-        ours = isinstance(key, str) and not _is_reserved(key)
-        value = self._get(key, MISSING) if ours else MISSING
+        value = self.get(key, MISSING)
         if value is MISSING:
             raise KeyError(key)
         return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, or `default`."""
+        ours = isinstance(key, str) and not _is_reserved(key)
+        return self._get(key, default) if ours else default
 
     def __setitem__(self, key: str, value: Any) -> None:
         if not isinstance(key, str):

@@ -22,6 +22,7 @@ from asyncsession.outcome import Commit
 from asyncsession.protocol import (
     Apply,
     BlockingTransport,
+    Call,
     Group,
     Lost,
     Pause,
@@ -194,6 +195,14 @@ class SyncSessionManager:
         try:
             step = next(machine)
             while True:
+                if isinstance(step, Call):
+                    try:
+                        reply = transport.call(step)
+                    except (Refused, Lost) as fault:
+                        step = machine.throw(fault)
+                    else:
+                        step = machine.send(reply)
+                    continue
                 if isinstance(step, Queue):
                     if turn is not None:
                         turn.end()
@@ -208,15 +217,7 @@ class SyncSessionManager:
                     _apply(step)
                     step = machine.send(None)
                     continue
-                if isinstance(step, Together):
-                    step = machine.send(self._drive_all(step, transport))
-                    continue
-                try:
-                    reply = transport.call(step)
-                except (Refused, Lost) as fault:
-                    step = machine.throw(fault)
-                else:
-                    step = machine.send(reply)
+                step = machine.send(self._drive_all(step, transport))
         except StopIteration as stop:
             returned: T = stop.value
             return returned

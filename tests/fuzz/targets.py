@@ -52,7 +52,7 @@ def a_log(data: bytes) -> None:
     with suppress(InvalidSessionData):
         log = Log.parse(data)
         session = Session("", log, "handle")
-        for use in (log.keys, log.sizes, log.snapshot, session.keys, lambda: session.principal):
+        for use in (log.keys, log.sizes, log.compacted, session.keys, lambda: session.principal):
             with suppress(InvalidSessionData):
                 use()
         for key in list(log._chains):
