@@ -31,9 +31,11 @@ def once(*faults: Fault) -> Decide:
 async def test_two_thousand_faulted_commits(valkey: Backend) -> None:
     assert valkey.port
     async with FaultProxy(valkey.port, seeded(1, 0.10, LOSSES)) as proxy:
-        tally = await faulted_commits(valkey, proxy, writers=16, commits=125, timeout=2)
-    assert tally.total == 2000
-    assert len(tally.acknowledged) > 0.98 * tally.total
+        tallies = await asyncio.gather(  # in four sessions: what one takes grows with what is in it
+            *(faulted_commits(valkey, proxy, writers=10, commits=50, timeout=2) for _ in range(4))
+        )
+    assert sum(tally.total for tally in tallies) == 2000
+    assert sum(len(tally.acknowledged) for tally in tallies) > 0.98 * 2000
     assert sum(proxy.faults.values()) > 200
 
 
@@ -41,7 +43,7 @@ async def test_most_calls_faulted(valkey: Backend) -> None:
     """Where most calls go wrong many commits fail, and still every answer is true."""
     assert valkey.port
     async with FaultProxy(valkey.port, seeded(3, 0.85, LOSSES)) as proxy:
-        tally = await faulted_commits(valkey, proxy, writers=8, commits=20, timeout=0.4)
+        tally = await faulted_commits(valkey, proxy, writers=32, commits=5, timeout=0.4)
     assert tally.unknown
     assert tally.acknowledged
 

@@ -8,6 +8,7 @@ import importlib.util
 import pkgutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,13 @@ PURE = set().union(*LAYERS[:12]) - {"scripts"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
+@cache
 def modules() -> list[str]:
     found = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "asyncsession.")]
     return sorted(found)
 
 
+@cache
 def imports(name: str) -> set[str]:
     spec = importlib.util.find_spec(name)
     assert spec is not None

@@ -11,6 +11,7 @@ from typing import Any
 import fakeredis
 import pytest
 from redis.asyncio import Redis, RedisCluster
+from redis.driver_info import DriverInfo
 
 from asyncsession import SessionManager, SyncSessionManager
 from asyncsession.transport import embedded, fake
@@ -28,6 +29,8 @@ _ONE = tuple(f"{mark}{name}" for mark in ("", SYNC_MARK) for name in BACKENDS)
 _SEVERAL = tuple(f"{mark}{name}" for mark in ("", SYNC_MARK) for name in TOPOLOGIES)
 EVERYWHERE = (*_ONE, *_SEVERAL)
 WITH_SOAK = (*_ONE, *(pytest.param(name, marks=pytest.mark.soak) for name in _SEVERAL))
+
+_DRIVER = DriverInfo()  # made once: redis-py looks its version up on disk for each
 
 fakeredis.FakeRedis().ping()  # the first one reads tables from disk, which would block the loop
 
@@ -86,7 +89,7 @@ async def open_backend(name: str, get_server: Callable[[str], Any]) -> AsyncIter
     elif kind == "embedded":
         url = "embedded://conformance"
         path = await asyncio.to_thread(embedded.socket_path, "conformance")
-        redis = Redis(unix_socket_path=path)
+        redis = Redis(unix_socket_path=path, driver_info=_DRIVER)
     elif kind == "cluster":
         cluster: Cluster = await asyncio.to_thread(get_server, kind)
         url = cluster.url
@@ -94,11 +97,11 @@ async def open_backend(name: str, get_server: Callable[[str], Any]) -> AsyncIter
     elif kind == "sentinel":
         group: SentinelGroup = await asyncio.to_thread(get_server, kind)
         url = group.url
-        redis = Redis.from_url((await asyncio.to_thread(group.master)).url)
+        redis = Redis.from_url((await asyncio.to_thread(group.master)).url, driver_info=_DRIVER)
     else:
         server = await asyncio.to_thread(get_server, kind)
         url, port = server.url, server.port
-        redis = Redis.from_url(url)
+        redis = Redis.from_url(url, driver_info=_DRIVER)
     backend = Backend(name, url, redis, port)
     try:
         yield backend
