@@ -196,12 +196,12 @@ async def test_the_rights_in_the_docs_are_enough(
         try:
             async with SessionManager(f"redis://app:secret@127.0.0.1:{server.port}/0") as manager:
                 session = await manager.load()
-                session["a"], session.principal = 1, "user:1"
+                session["a"], session.principal = 1, "user:rights"
                 await manager.save(session)
                 await manager.rotate(session)
                 await manager.touch(session)
-                assert len(await manager.sessions_of("user:1")) == 1
-                assert await manager.destroy_all("user:1") == 1
+                assert len(await manager.sessions_of("user:rights")) == 1
+                assert await manager.destroy_all("user:rights") == 1
                 assert (await manager.load(session.id)).is_new
         finally:
             await admin.acl_deluser("app")
