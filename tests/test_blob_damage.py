@@ -29,7 +29,8 @@ def read_all(stored: bytes, look: Callable[[Any], object] = image) -> None:
         return
     session = Session("", log, "handle")
     assert session.created_at is None or session.created_at.tzinfo
-    attempts: list[Any] = [log.keys, log.sizes, log.compacted, lambda: session.expires_at]
+    attempts: list[Any] = [log.keys, log.sizes, lambda: session.expires_at]
+    attempts.append(lambda: log.compacted()[1])
     for key in [*log._chains, "absent"]:
         attempts += [lambda key=key: log.value(key), lambda key=key: key in log]
         attempts += [lambda key=key: key in log and log.packed(key)]
