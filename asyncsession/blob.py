@@ -22,12 +22,10 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, cast
 
-import msgpack
-
 from asyncsession.delta import Op, encode, fold
 from asyncsession.errors import InvalidSessionData, SessionError
 from asyncsession.operations import MISSING
-from asyncsession.values import check_depth, pack, unpack, unpack_flat
+from asyncsession.values import check_depth, pack, pack_plain, unpack, unpack_flat
 
 __all__ = [
     "FORMAT",
@@ -36,6 +34,7 @@ __all__ = [
     "Chain",
     "Kind",
     "Log",
+    "before",
     "encode_frame",
     "encode_payload",
     "head",
@@ -48,9 +47,6 @@ FORMAT = b"aS\x01"
 
 _HEADER = struct.Struct(">3sc8sHIHIHI10x")  # a number of 6 bytes is read as two
 HEADER_BYTES = _HEADER.size
-_packer = (
-    msgpack.Packer()
-)  # made once; it calls nothing of ours, so no two tasks or threads meet in it
 _FRAME = struct.Struct(">IH")
 _read_frame = _FRAME.unpack_from
 _ID = 16
@@ -121,8 +117,7 @@ def encode_frame(changes: Mapping[str, bytes]) -> bytes:
 
 def encode_payload(changes: Mapping[str, bytes]) -> bytes:
     """Return keys and their deltas as the payload of a frame."""
-    payload: bytes = _packer.pack(changes)
-    return payload
+    return pack_plain(changes)
 
 
 def scan(log: bytes) -> Iterator[tuple[int, int, int]]:
@@ -147,6 +142,16 @@ def scan(log: bytes) -> Iterator[tuple[int, int, int]]:
         if end <= start or at > size:
             raise InvalidSessionData("the stored log ends within a frame")
         yield start, end, at
+
+
+def before(tail: bytes, commit_id: bytes) -> int:
+    """Return where in the tail of a log a commit's frame begins; its length if it is not there."""
+    begin = 0
+    for _, _, end in scan(tail):
+        if tail[end - _ID : end] == commit_id:
+            return begin
+        begin = end
+    return begin
 
 
 class Log:
@@ -283,7 +288,7 @@ class Log:
 
     @property
     def memory(self) -> int:
-        """Bytes that it takes in memory, to within half as much again."""
+        """Bytes that it takes in memory; in fact between half and twice as many."""
         return self.length + _LOG_MEMORY + _KEY_MEMORY * len(self._chains)
 
     def keys(self) -> list[str]:

@@ -8,9 +8,10 @@ costs bytes on the wire and nothing else.
 
 from __future__ import annotations
 
+import os
 import threading
+from weakref import WeakSet
 
-from asyncsession import forks
 from asyncsession.blob import Log
 
 __all__ = ["DEFAULT_CACHE_BYTES", "Cache"]
@@ -20,9 +21,9 @@ DEFAULT_CACHE_BYTES = 2**24
 
 
 class Cache:
-    """Logs by handle, the latest put last. Tasks and threads share it.
+    """Logs by handle, the latest put last. Tasks and threads share it; a forked child begins anew.
 
-    A log in here is shared, so nobody changes one: whoever takes in more copies it first.
+    A log in here is shared, so nobody changes one: whoever takes in more makes another of it.
 
     Args:
         limit: bytes of memory that they may take; those put in longest ago go first.
@@ -30,38 +31,47 @@ class Cache:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._logs: dict[str, Log] = {}
-        self._taken = 0
-        self._lock = threading.Lock()
-        self._forks = forks.count()
+        self._begin()
+        _caches.add(self)
 
     def get(self, handle: str) -> Log | None:
         """Return what was last seen of a session."""
         return self._logs.get(handle)
 
     def put(self, handle: str, log: Log) -> None:
-        """Keep what was seen of a session, if no other thread is at it: nothing depends on that."""
-        self._replace(handle, log)
+        """Keep what was seen of a session."""
+        with self._lock:
+            self._drop(handle)
+            if log.memory <= self._limit:
+                self._logs[handle] = log
+                self._taken += log.memory
+            while self._taken > self._limit:
+                self._drop(next(iter(self._logs)))
 
     def drop(self, handle: str) -> None:
         """Forget a session, which has ended or moved."""
         if handle in self._logs:
-            self._replace(handle, None)
+            with self._lock:
+                self._drop(handle)
 
-    def _replace(self, handle: str, log: Log | None) -> None:
-        if not self._lock.acquire(blocking=False):
-            if self._forks != forks.count():  # whoever held it may not be there after the fork
-                self._lock, self._forks = threading.Lock(), forks.count()
-            return
-        try:
-            before = self._logs.pop(handle, None)
-            if before is not None:
-                self._taken -= before.memory
-            if log is None or log.memory > self._limit:
-                return
-            self._logs[handle] = log
-            self._taken += log.memory
-            while self._taken > self._limit:
-                self._taken -= self._logs.pop(next(iter(self._logs))).memory
-        finally:
-            self._lock.release()
+    def _begin(self) -> None:
+        self._logs: dict[str, Log] = {}
+        self._taken = 0
+        self._lock = threading.RLock()
+
+    def _drop(self, handle: str) -> None:
+        log = self._logs.pop(handle, None)
+        if log is not None:
+            self._taken -= log.memory
+
+
+_caches: WeakSet[Cache] = WeakSet()
+
+
+def _begin_in_child() -> None:
+    """A thread that is not there in the child may have held a lock, and left its work half done."""
+    for cache in list(_caches):
+        cache._begin()  # noqa: SLF001  this module's own
+
+
+os.register_at_fork(after_in_child=_begin_in_child)

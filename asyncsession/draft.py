@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
-from asyncsession.blob import HEADER_BYTES, Kind, Log, encode_frame, head, key_tag, scan
+from asyncsession.blob import HEADER_BYTES, Kind, Log, before, encode_frame, head, key_tag
 from asyncsession.delta import Op, Review, encode, review
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone, SessionTooLarge
 from asyncsession.ids import checked_handle, session_handle
@@ -148,7 +148,9 @@ class Draft:
         refuse: others depend on what was there when the session was loaded.
         """
         log, latest = self._log, self.settings.cache.get(self.handle)
-        if latest is None or log is None or self.serial or self.guarded():
+        if latest is None or log is None or not self.is_needed:
+            return
+        if self.serial or self.is_privileged or self.guarded():
             return
         if latest.version > log.version:
             self._log = latest
@@ -197,6 +199,7 @@ class Draft:
         self.hops += 1
         if self.hops > _MAX_HOPS:
             raise SessionConflict("the session is rotated faster than a commit can follow")
+        self.settings.cache.drop(self.handle)
         self.handle = checked_handle(reply.data)
         self.stale = True
 
@@ -209,11 +212,21 @@ class Draft:
         self.has_landed = True
 
     def yield_privilege(self, log: Log) -> None:
-        """Give up rotating and changing the principal, in favour of whoever was faster."""
-        self.new_id = None
+        """Give up rotating and changing the principal, in favour of whoever was faster.
+
+        Raises:
+            SessionConflict: the principal is another one; or what else `rebase` raises. The draft
+                is as privileged as before then, so that it cannot pass when it is tried again.
+        """
         self._guarded_principal = True
-        self.changes.pop(PRINCIPAL, None)
-        self.rebase(log)
+        principal = self.changes.pop(PRINCIPAL, None)
+        try:
+            self.rebase(log)
+        except BaseException:
+            if principal is not None:
+                self.changes[PRINCIPAL] = principal
+            raise
+        self.new_id = None
 
     def finish(self, reply: Reply | None) -> Commit:
         """Settle the session on what is stored now."""
@@ -225,14 +238,9 @@ class Draft:
         except InvalidSessionData:  # ours is in; what another wrote beside it is of a newer version
             log, private = None, True
         if private and self.session.log is not None:
-            self._frame = encode_frame(
-                {
-                    key: change.delta
-                    for key, change in self.sent.items()
-                    if not self._fates.get(key, Review.MERGED) & Review.DROPPED
-                }
-            )
-            log = self.session.log
+            dropped = [key for key, fate in self._fates.items() if fate & Review.DROPPED]
+            kept = {key: it.delta for key, it in self.sent.items() if key not in dropped}
+            self._frame, log = encode_frame(kept), self.session.log
             log = log.extended(self._own_frame(reply.now if reply else log.stamp)).detached()
         if log is not None:
             self.session.settle(log, self.sent)
@@ -248,15 +256,7 @@ class Draft:
         if not self._fates:
             return Commit(version, self.attempts)
         fates = {_public(key): fate for key, fate in self._fates.items()}
-        by_fate = {fate: tuple(sorted(k for k, f in fates.items() if f & fate)) for fate in Review}
-        merged = tuple(sorted(key for key, fate in fates.items() if not fate))
-        return Commit(
-            version,
-            self.attempts,
-            merged,
-            by_fate[Review.OVERWRITTEN],
-            by_fate[Review.DROPPED],
-        )
+        return Commit.reviewed(version, self.attempts, fates)
 
     def failure(self, reply: Reply, budget: Budget) -> Exception:
         """Return the error that a refusal stands for."""
@@ -287,7 +287,10 @@ class Draft:
     def _advanced(self, reply: Reply) -> Commit:
         """Put the changes on top of what the session was based on; nobody else was there."""
         log = self._left(self.base_log(), reply).appended(self._deltas, self._own_frame(reply.now))
-        self.session.advance(log)
+        if all(log.packed(key) == change.packed for key, change in self.sent.items()):
+            self.session.advance(log)
+        else:  # the same value in other bytes, such as a dict with its keys in another order
+            self.session.settle(log, self.sent)
         self.settings.cache.put(self.handle, log)
         return Commit(log.version, self.attempts)
 
@@ -306,7 +309,7 @@ class Draft:
             split = len(tail)
             tail += self._own_frame(reply.now)
         else:
-            split = _offset(tail, self._id)
+            split = before(tail, self._id)
         log = log.extended(tail[:split])
         if (split or not is_ours) and not self.session.is_new:
             self._review(log, seen=split < len(tail))
@@ -392,13 +395,3 @@ def _own(value: Any) -> Any:
 def _public(key: str) -> str:
     """Return the name under which users know a key."""
     return "principal" if key == PRINCIPAL else key
-
-
-def _offset(tail: bytes, commit_id: bytes) -> int:
-    """Return where in `tail` the frame of a commit begins; its length if it is not in there."""
-    begin = 0
-    for _, _, end in scan(tail):
-        if tail[end - len(commit_id) : end] == commit_id:
-            return begin
-        begin = end
-    return begin

@@ -35,7 +35,10 @@ def follow(settings: Settings, budget: Budget, script: str, handle: str,
     for _ in range(_MAX_HOPS + 1):
         reply = yield from send(settings, budget, script, (settings.key(handle),), *args)
         if reply.code is not Code.MOVED:
+            if reply.code is Code.GONE:
+                settings.cache.drop(handle)
             return reply, handle
+        settings.cache.drop(handle)
         handle = checked_handle(reply.data)
     raise SessionConflict("the session is rotated faster than can be followed")
 

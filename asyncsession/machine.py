@@ -58,8 +58,8 @@ class Clock:
 
     def observe(self, now: int) -> None:
         """Take in that the server's clock showed `now` ms just before."""
-        self._observed = time.monotonic()
-        self._offset = now - self._observed * 1000
+        at = time.monotonic()
+        self._offset, self._observed = now - at * 1000, at
 
     def now(self) -> int | None:
         """Return the server's time in ms, never later than it is; None before the first reply."""

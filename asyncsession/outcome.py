@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from asyncsession.blob import Log
+from asyncsession.delta import Review
 
 __all__ = ["Commit", "Rerun"]
 
@@ -25,6 +27,14 @@ class Commit(NamedTuple):
     merged: tuple[str, ...] = ()
     overwritten: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+
+    @classmethod
+    def reviewed(cls, version: int, attempts: int, fates: Mapping[str, Review]) -> Commit:
+        """Return the outcome of a commit that met others at these keys."""
+        by_fate = {fate: tuple(sorted(k for k, f in fates.items() if f & fate)) for fate in Review}
+        merged = tuple(sorted(key for key, fate in fates.items() if not fate))
+        overwritten, dropped = by_fate[Review.OVERWRITTEN], by_fate[Review.DROPPED]
+        return cls(version, attempts, merged, overwritten, dropped)
 
     def followed_by(self, other: Commit) -> Commit:
         """Return what became of this commit and the next one together."""

@@ -23,7 +23,15 @@ from msgpack import fallback
 
 from asyncsession.errors import InvalidSessionData, InvalidSessionValue
 
-__all__ = ["check_depth", "check_spread", "pack", "pack_value", "unpack", "unpack_flat"]
+__all__ = [
+    "check_depth",
+    "check_spread",
+    "pack",
+    "pack_plain",
+    "pack_value",
+    "unpack",
+    "unpack_flat",
+]
 
 _MAX_DEPTH = 100
 """Containers within containers. Precedents: PHP's json_decode allows 512, Rust's serde_json 128."""
@@ -62,7 +70,12 @@ _SCALARS = (type(None), bool, int, float, str, bytes, Decimal, uuid.UUID,
             dt.date, dt.time, dt.timedelta, dt.datetime)  # fmt: skip
 _SCALAR_TYPES = frozenset(_SCALARS)
 _PLAIN_TYPES = frozenset((type(None), bool, int, float, str, bytes))
-_packer = msgpack.Packer()  # made once, for them: it calls nothing, so no two threads meet in it
+_packer = msgpack.Packer()
+pack_plain: Callable[[Any], bytes] = (
+    msgpack.packb if isinstance(_packer, fallback.Packer) else _packer.pack
+)
+"""Packs what holds nothing of our types. The packer in C is made once: it calls nothing of ours, so
+no two threads meet in it."""
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
@@ -108,7 +121,7 @@ def pack(value: Any) -> bytes:
     packed: bytes
     if type(value) in _PLAIN_TYPES:
         try:
-            packed = _packer.pack(value)
+            packed = pack_plain(value)
         except OverflowError:
             pass
         else:

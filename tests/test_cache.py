@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -12,6 +14,7 @@ from support.backends import Backend
 from support.logs import blob, set_
 
 from asyncsession import (
+    CommitOutcomeUnknown,
     ConfigurationError,
     Session,
     SessionConflict,
@@ -23,7 +26,7 @@ from asyncsession.blob import Log
 from asyncsession.cache import Cache
 from asyncsession.ids import store_key
 from asyncsession.machine import Clock
-from asyncsession.protocol import Call
+from asyncsession.protocol import Call, Lost
 
 MERGE = {"n": merge.counter, "tags": merge.union}
 SIZES = pytest.mark.parametrize("size", [300, 20_000])  # read as a whole, and in part
@@ -212,6 +215,71 @@ async def test_a_change_that_others_may_refuse_keeps_its_base(backend: Backend) 
         await manager.save(second)
 
 
+async def test_a_save_of_nothing_shows_nothing_else(backend: Backend) -> None:
+    """What this process has seen may be gone by now; nobody asked."""
+    manager = backend.manager()
+    session_id = (await made(manager, 300)).id
+    reader = await manager.load(session_id)
+    nested = reader["nested"]
+    async with manager.session(session_id) as other:
+        other["nested"]["b"] = 2
+    assert await manager.save(reader) == (1, 0, (), (), ())
+    assert (nested, dict(reader)["nested"]) == ({"a": 1}, {"a": 1})
+
+
+async def test_a_session_is_not_modified_right_after_its_save(backend: Backend) -> None:
+    """Also where what is stored has its keys in another order."""
+    manager = backend.manager(merge=MERGE)
+    session = await made(manager, 300)
+    session["nested"] = {"x": 1, "y": 2}
+    await manager.save(session)
+    session = await manager.load(session.id)
+    session["nested"]["x"] = session["nested"].pop("x") + 1
+    session["n"] += 1
+    session["tags"] |= {1, 2}
+    del session["draft"]
+    await manager.save(session)
+    assert not session.modified
+    assert dict(session) == dict(await manager.load(session.id))
+    assert (await manager.save(session)).attempts == 0
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+@pytest.mark.parametrize("was_hers", [True, False])
+async def test_saving_again_changes_nobodys_principal(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, was_hers: bool, cache_bytes: int
+) -> None:
+    """A slow request tries to be somebody else, in a session that was rotated meanwhile."""
+    manager, elsewhere = backend.manager(cache_bytes=cache_bytes), backend.manager()
+    session = await made(manager, 300)
+    if was_hers:
+        session.principal = "alice"
+        await manager.save(session)
+    slow = await manager.load(session.id)
+    hers = await manager.load(session.id)
+    hers.principal = "alice"
+    await manager.save(hers)
+    hers = await elsewhere.load(hers.id)
+    await elsewhere.rotate(hers)
+    slow.principal, slow["x"] = "mallory", "put by mallory"
+    call, is_first = manager._transport.call, True
+
+    async def lossy(step: Call) -> Any:
+        nonlocal is_first
+        if step.script == "commit" and is_first:
+            is_first = False
+            raise Lost("never arrived")
+        return await call(step)
+
+    monkeypatch.setattr(manager._transport, "call", lossy)
+    for _ in range(2):
+        with pytest.raises((CommitOutcomeUnknown, SessionConflict)):
+            await manager.save(slow)
+    stored = await elsewhere.load(hers.id)
+    assert stored.principal == "alice"
+    assert "x" not in stored
+
+
 @SIZES
 async def test_the_idle_timeout_is_put_off_all_the_same(real_backend: Backend, size: int) -> None:
     """Of a session that the process knows, too; and not more often than once in an interval."""
@@ -282,17 +350,53 @@ def test_threads_may_share_it() -> None:
     assert cache._taken == sum(log.memory for log in cache._logs.values()) <= cache._limit
 
 
-def test_a_lock_that_was_held_when_the_process_forked_is_let_go(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cache = Cache(100_000)
-    cache._lock.acquire()
-    cache.put("a", log_of(10))
-    assert cache.get("a") is None, "another thread is at it"
-    monkeypatch.setattr("asyncsession.forks._forks", 10**6)
-    for _ in range(2):
-        cache.put("a", log_of(10))
-    assert cache.get("a") is not None
+FORKED = """
+import os, sys, threading
+from asyncsession.blob import Log
+from asyncsession.cache import Cache
+
+log = Log(b"i" * 8, 0, 0, 0)
+cache = Cache(20 * log.memory)
+cache.put("old", log)
+held, done = threading.Event(), threading.Event()
+
+def hold():
+    with cache._lock:
+        held.set()
+        done.wait()
+
+threading.Thread(target=hold).start()
+held.wait()
+child = os.fork()
+if child:
+    done.set()
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+failed = []
+
+def use(number):
+    try:
+        for turn in range(2000):
+            cache.put(f"{number * turn % 50}", log)
+            cache.drop(f"{turn % 13}")
+    except BaseException as error:
+        failed.append(error)
+
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=use, args=(number,), daemon=True) for number in range(1, 5)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(10)
+is_right = cache._taken == sum(log.memory for log in cache._logs.values())
+is_stuck = any(thread.is_alive() for thread in threads)
+os._exit(bool(failed) or is_stuck or not is_right or cache.get("old") is not None)
+"""
+
+
+def test_a_forked_child_begins_anew_whoever_held_the_lock() -> None:
+    script = [sys.executable, "-W", "ignore", "-c", FORKED]
+    assert subprocess.run(script, timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, None, True])

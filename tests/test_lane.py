@@ -46,6 +46,35 @@ async def test_all_tasks_share_one_connection(valkey: Backend) -> None:
     assert len(after - before) == 1
 
 
+async def test_replies_that_wait_for_slow_handlers_are_not_lost(
+    valkey: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have come, and the loop is busy with those who were handed theirs before."""
+    manager = valkey.manager(timeout=1)
+    ids = await owned(manager, 300)
+    call, lost = manager._transport.call, 0
+
+    async def spy(step: Call) -> Any:
+        nonlocal lost
+        try:
+            return await call(step)
+        except Lost:
+            lost += 1
+            raise
+
+    async def slow(session_id: str) -> None:
+        session = await manager.load(session_id)
+        busy = time.perf_counter() + 0.002
+        while time.perf_counter() < busy:
+            pass
+        session["n"] = 1
+        await manager.save(session)
+
+    monkeypatch.setattr(manager._transport, "call", spy)
+    await asyncio.gather(*map(slow, ids))
+    assert lost < 10, "of 600"
+
+
 @pytest.mark.parametrize("tasks", [15, 16, 17, 32, 48])
 async def test_whoever_comes_right_after_the_others_gets_its_own_answer(
     valkey: Backend, tasks: int

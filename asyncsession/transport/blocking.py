@@ -263,18 +263,22 @@ class _Pool:
             if not connection.is_connected:
                 self._connect(connection, _left(ends))
                 return connection
-            with suppress(*BROKEN):
+            try:
                 if not connection.can_read():
                     return connection
+            except BROKEN:
+                pass  # as good as its end
             self._give_up(connection)
 
     def _borrow(self, ends: float) -> AbstractConnection:
         """Return an idle connection, or a new one; wait for either if there are enough."""
         while True:
-            with suppress(queue.Empty):
+            try:
                 while True:
                     if (connection := self._idle.get_nowait()) is not None:
                         return connection
+            except queue.Empty:
+                pass
             if (connection := self._new(ends)) is not None:
                 return connection
             try:

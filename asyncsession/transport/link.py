@@ -51,6 +51,7 @@ class Link:
         self._has_room = asyncio.Event()
         self._has_stalled = False
         self._has_failed = False
+        self._is_pausing = False  # there may be replies that have come and are not handed out yet
 
     @property
     def is_idle(self) -> bool:
@@ -174,6 +175,9 @@ class Link:
         if not self._waiting:
             return
         now = self._loop.time()
+        if self._is_pausing:
+            self._set_alarm(now + _GRACE)
+            return
         if now - due > _STALLED and not self._has_stalled:
             # It was this process that was busy, and the replies may have come meanwhile.
             self._has_stalled = True
@@ -213,7 +217,11 @@ class Link:
         while waiting and (until is None or not until.done()):
             if handed == _AT_ONCE:  # not after the last: the next caller reads for itself then
                 handed = 0
-                await asyncio.sleep(0)
+                self._is_pausing = True
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    self._is_pausing = False
                 continue
             try:
                 outcome = await read(
