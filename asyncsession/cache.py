@@ -29,7 +29,7 @@ class Cache:
         limit: bytes of memory that they may take; those put in longest ago go first.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int = DEFAULT_CACHE_BYTES) -> None:
         self._limit = limit
         self._begin()
         _caches.add(self)

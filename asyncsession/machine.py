@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
-from asyncsession.cache import DEFAULT_CACHE_BYTES, Cache
+from asyncsession.cache import Cache
 from asyncsession.errors import CommitOutcomeUnknown, InvalidSessionData, StoreUnavailable
 from asyncsession.ids import index_key, store_key
 from asyncsession.merge import Policies
@@ -90,7 +89,7 @@ class Settings:
     ends_oldest: bool = False
     durability: Durability | None = None
     clock: Clock = field(default_factory=Clock)
-    cache: Cache = field(default_factory=partial(Cache, DEFAULT_CACHE_BYTES))
+    cache: Cache = field(default_factory=Cache)
     idle: int = field(init=False)
     absolute: int = field(init=False)
 
