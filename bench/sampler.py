@@ -28,6 +28,7 @@ LAYERS = {
     "asyncsession.ids": "ids: SHA-256",
     "asyncsession.handles": "ids: SHA-256",
     "asyncsession.session": "session object",
+    "asyncsession.cache": "format",
     "asyncsession.blob": "format",
     "asyncsession.values": "format",
     "asyncsession.delta": "deltas and merging",

@@ -19,7 +19,8 @@ from bench.web.workers import Site, running_site
 __all__ = ["WEB"]
 
 _METHOD = """\
-A FastAPI page on uvicorn (asyncio's own loop) adds one to a counter in the session and shows it.
+A FastAPI page on uvicorn (asyncio's own loop) adds one to a counter in `request.session` and shows
+it; that page is the same function for both, and the one without sessions shows a constant.
 {browsers} browsers, each with its own cookie and one kept connection, ask for it as fast as they
 are answered. starsessions has its autoload middleware and a rolling lifetime, so that both put the
 lifetime off. Each worker is a process with a port of its own, and the browsers are spread evenly.

@@ -12,7 +12,7 @@ from starsessions import SessionMiddleware as StarMiddleware
 from starsessions.stores.redis import RedisStore
 
 from asyncsession import SessionManager, merge
-from asyncsession.integrations.fastapi import CurrentSession, SessionMiddleware
+from asyncsession.integrations.fastapi import SessionMiddleware
 from bench.shapes import LIFETIME
 
 __all__ = ["KINDS", "create_app"]
@@ -21,6 +21,12 @@ __all__ = ["KINDS", "create_app"]
 def create_app(kind: str, url: str) -> FastAPI:
     """Return an application of a kind of `KINDS`, with its sessions in the server at `url`."""
     return KINDS[kind](url)
+
+
+async def _counted(request: Request) -> dict[str, int]:
+    session = request.session
+    session["views"] = session.get("views", 0) + 1
+    return {"views": session["views"]}
 
 
 def _bare(_url: str) -> FastAPI:
@@ -44,11 +50,7 @@ def _with_asyncsession(url: str) -> FastAPI:
     app = FastAPI(lifespan=lifespan)
     app.add_middleware(SessionMiddleware, manager=manager, secure=False)
 
-    @app.get("/")
-    async def _page(session: CurrentSession) -> dict[str, int]:
-        session["views"] = session.get("views", 0) + 1
-        return {"views": session["views"]}
-
+    app.get("/")(_counted)
     return app
 
 
@@ -70,12 +72,7 @@ def _with_starsessions(url: str) -> FastAPI:
         cookie_https_only=False,
     )
 
-    @app.get("/")
-    async def _page(request: Request) -> dict[str, int]:
-        session = request.session
-        session["views"] = session.get("views", 0) + 1
-        return {"views": session["views"]}
-
+    app.get("/")(_counted)
     return app
 
 
