@@ -39,6 +39,10 @@ _BIAS = """\
   connection for every call that is under way.
 - Sessions here have many keys, of which a request touches one. That suits a format that unpacks
   only what is touched. The cost curves show the opposite, too: everything in one value.
+- asyncsession remembers what it has seen of a session (`cache_bytes`, at its default) and fetches
+  only what came after. Here each process uses the same sessions again and again, so it has nearly
+  always seen them; where processes share their users' requests, a load brings the commits of the
+  others, and the first load of a session in each process brings the whole.
 - What the peers do to cookies and headers is left out, as far as their interfaces allow, except
   where it is end to end. JSON is the standard library's where a peer uses that, and msgspec's in
   Litestar.
