@@ -12,7 +12,7 @@ import os
 import threading
 from weakref import WeakSet
 
-from asyncsession.blob import Log
+from asyncsession.log import Log
 
 __all__ = ["DEFAULT_CACHE_BYTES", "Cache"]
 

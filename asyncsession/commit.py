@@ -15,10 +15,10 @@ refusal could pass (too large, not available) the outcome is unknown and said to
 
 from __future__ import annotations
 
-from asyncsession.blob import Log
 from asyncsession.draft import Draft
 from asyncsession.errors import CommitOutcomeUnknown, SessionConflict
 from asyncsession.handles import LOOK
+from asyncsession.log import Log
 from asyncsession.machine import Budget, Reply, Settings, definite, send
 from asyncsession.outcome import Commit, Rerun
 from asyncsession.protocol import Code, Machine, Queue

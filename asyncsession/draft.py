@@ -6,10 +6,11 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
-from asyncsession.blob import HEADER_BYTES, Kind, Log, before, encode_frame, head, key_tag
+from asyncsession.blob import HEADER_BYTES, Kind, before, encode_frame, head, key_tag
 from asyncsession.delta import Op, Review, encode, review
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone, SessionTooLarge
 from asyncsession.ids import checked_handle, session_handle
+from asyncsession.log import Log
 from asyncsession.machine import (
     COMMIT_WINDOW,
     KEPT_IDS,
@@ -93,7 +94,7 @@ class Draft:
         log, settings = self._log, self.settings
         self._deltas = {key: change.delta for key, change in self.changes.items()}
         self._frame = encode_frame(self._deltas)
-        fold = self._check_size() or (log is not None and log.outgrown) or self.reloaded
+        fold = self._check_size() or self.reloaded or (log and log.claim_compaction())
         self._folded, self._snapshot = None, b""
         if log is not None and log.length and fold:
             self._folded, self._snapshot = log.compacted()
@@ -101,7 +102,7 @@ class Draft:
             head(Kind.LIVE, self.session.incarnation),
             self._id,
             log.length if log else 0,
-            log.tip if log else b"",
+            log.base if log else b"",
             0 if self.has_landed else self._issued,
             settings.idle,
             settings.absolute,
@@ -161,9 +162,8 @@ class Draft:
 
     def theirs(self, reply: Reply) -> Log:
         """Return the log as others have left it, from a conflict's reply."""
-        if not reply.found:
-            return Log.parse(reply.data)
-        return self.base_log().extended(reply.data)
+        log, tail = self._at_base(reply)
+        return log.extended(tail, self.settings.cache.get(self.handle))
 
     def rebase(self, log: Log) -> None:
         """Put the changes on top of what others did.
@@ -275,7 +275,6 @@ class Draft:
         """Tell whether all is as when it was loaded, but for this commit."""
         return (
             reply.code is Code.OK
-            and reply.found
             and not reply.data
             and not self._fates
             and not self.stale
@@ -294,23 +293,27 @@ class Draft:
         self.settings.cache.put(self.handle, log)
         return Commit(log.version, self.attempts)
 
+    def _at_base(self, reply: Reply) -> tuple[Log, bytes]:
+        """Return the log that a reply goes on from, and how."""
+        if not reply.found or self._log is None:
+            return Log.parse(reply.data[:HEADER_BYTES]), reply.data[HEADER_BYTES:]
+        log, tail = self._log.moved(reply.data) if reply.found > 1 else (self._log, reply.data)
+        return self._left(log, reply), tail
+
     def _left(self, log: Log, reply: Reply) -> Log:
         """Return what this commit was based on, as it has left that."""
         return self._folded if self._folded is not None and reply.code is Code.OK else log
 
     def _settled(self, reply: Reply) -> Log:
         """Return the log with everything in it, and note how each change met those of others."""
-        if reply.found and self._log is not None:
-            log, tail = self._left(self._log, reply), reply.data
-        else:
-            log, tail = Log.parse(reply.data[:HEADER_BYTES]), reply.data[HEADER_BYTES:]
+        log, tail = self._at_base(reply)
         is_ours = self._log is self.session.log and not self.session.is_behind
         if reply.code is Code.OK:
             split = len(tail)
             tail += self._own_frame(reply.now)
         else:
             split = before(tail, self._id)
-        log = log.extended(tail[:split])
+        log = log.extended(tail[:split], self.settings.cache.get(self.handle))
         if (split or not is_ours) and not self.session.is_new:
             self._review(log, seen=split < len(tail))
         return log.extended(tail[split:])

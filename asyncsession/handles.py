@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from asyncsession.blob import FORMAT, Kind, Log, head
+from asyncsession.blob import FORMAT, Kind, head
 from asyncsession.errors import InvalidSessionData, SessionConflict
 from asyncsession.ids import checked_handle
+from asyncsession.log import Log
 from asyncsession.machine import RETRY_HORIZON, Budget, Reply, Settings, send
 from asyncsession.protocol import Code, Machine
 from asyncsession.session import Session

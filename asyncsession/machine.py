@@ -139,12 +139,16 @@ class Budget:
 
 
 class Reply(NamedTuple):
-    """A script's reply: a code, and what the script's contract says beside it."""
+    """A script's reply: a code, and what the script's contract says beside it.
+
+    Attributes:
+        found: whether the base was found: 0, or 1; 2 for not at its place any more.
+    """
 
     code: Code
     now: int
     data: Any
-    found: bool = True
+    found: int = 1
 
 
 def send(
@@ -266,7 +270,7 @@ def _read(script: str, raw: Any, args: tuple[bytes | str | int, ...]) -> Reply:
         echo, reply = raw[6:], Reply(Code.OK, int.from_bytes(raw[:6], "big"), b"")
     else:
         code, echo, now, found, data = raw
-        reply = Reply(_CODES[code], now, data, bool(found))
+        reply = Reply(_CODES[code], now, data, found)
     if echo != args[1]:
         raise Lost("the reply belongs to another commit")
     return reply

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from asyncsession.blob import Log
 from asyncsession.delta import Review
+from asyncsession.log import Log
 
 __all__ = ["Commit", "Rerun"]
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from asyncsession.blob import Log
 from asyncsession.delta import apply, review
 from asyncsession.errors import InvalidSessionValue
 from asyncsession.ids import new_id, session_handle
+from asyncsession.log import Log
 from asyncsession.merge import Policies, Policy, last_write, three_way
 from asyncsession.operations import MISSING
 from asyncsession.values import pack, pack_value, unpack

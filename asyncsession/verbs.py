@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from asyncsession.blob import FORMAT, Kind, Log, head
+from asyncsession.blob import FORMAT, Kind, head
 from asyncsession.errors import (
     CommitOutcomeUnknown,
     InvalidSessionData,
@@ -15,6 +15,7 @@ from asyncsession.errors import (
 )
 from asyncsession.handles import HORIZON, LOOK, MAGIC, end, follow
 from asyncsession.ids import is_session_id, session_handle, sibling_id
+from asyncsession.log import Log
 from asyncsession.machine import Budget, Settings, send
 from asyncsession.outcome import Commit, Rerun
 from asyncsession.principals import joining
@@ -44,13 +45,13 @@ def load(settings: Settings, session_id: object) -> Machine[Session]:
     budget = Budget(settings.timeout)
     key = (settings.key(handle),)
     known = settings.cache.get(handle)
-    base, tip = (known.length, known.tip) if known is not None else (0, b"")
+    base, tip = (known.length, known.base) if known is not None else (0, b"")
     now = settings.clock.recent()
     reply = yield from send(
         settings, budget, "load", key, FORMAT, settings.idle, interval, base, tip, now
     )
     if reply.code is Code.OK:
-        log = Log.fetched(reply.data, known)
+        log = Log.fetched(reply.data, known, settings.cache.get(handle))
         if log is not known:
             settings.cache.put(handle, log)
         return Session(session_id, log, handle)

@@ -30,6 +30,7 @@ LAYERS = {
     "asyncsession.session": "session object",
     "asyncsession.cache": "format",
     "asyncsession.blob": "format",
+    "asyncsession.log": "format",
     "asyncsession.values": "format",
     "asyncsession.delta": "deltas and merging",
     "asyncsession.operations": "deltas and merging",

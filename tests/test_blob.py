@@ -29,8 +29,9 @@ from support.strategies import image, values
 
 from asyncsession import blob as blob_module
 from asyncsession import delta as delta_module
-from asyncsession.blob import Log, encode_frame, encode_payload, key_tag, scan
+from asyncsession.blob import encode_frame, encode_payload, key_tag, scan
 from asyncsession.delta import Op, diff, encode, fold
+from asyncsession.log import Log
 from asyncsession.operations import MISSING
 from asyncsession.values import pack, unpack
 

@@ -14,9 +14,10 @@ from support.logs import HEADER, History, blob, frame, header, histories, meanin
 from support.strategies import image
 
 from asyncsession import operations
-from asyncsession.blob import Kind, Log
+from asyncsession.blob import Kind
 from asyncsession.delta import Op, encode
 from asyncsession.errors import InvalidSessionData
+from asyncsession.log import Log
 from asyncsession.session import Session
 from asyncsession.values import pack
 

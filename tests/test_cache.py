@@ -22,9 +22,9 @@ from asyncsession import (
     SessionManager,
     merge,
 )
-from asyncsession.blob import Log
 from asyncsession.cache import Cache
 from asyncsession.ids import store_key
+from asyncsession.log import Log
 from asyncsession.machine import Clock
 from asyncsession.protocol import Call, Lost
 
@@ -352,7 +352,7 @@ def test_threads_may_share_it() -> None:
 
 FORKED = """
 import os, sys, threading
-from asyncsession.blob import Log
+from asyncsession.log import Log
 from asyncsession.cache import Cache
 
 log = Log(b"i" * 8, 0, 0, 0)

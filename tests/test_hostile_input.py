@@ -31,10 +31,10 @@ from asyncsession import (
     SessionManager,
     SyncSessionManager,
 )
-from asyncsession.blob import Log
 from asyncsession.delta import Op, encode
 from asyncsession.ids import checked_handle, is_session_id, new_id, session_handle
 from asyncsession.integrations.cookies import Cookie
+from asyncsession.log import Log
 from asyncsession.values import pack, pack_value, unpack
 
 MEGABYTES = 8  # that an input of `max_bytes`, 64 KiB, may take

@@ -24,6 +24,7 @@ LAYERS = [
     {"operations"},
     {"delta"},
     {"merge", "blob"},
+    {"log"},
     {"session", "outcome", "cache"},
     {"machine"},
     {"draft", "handles"},
@@ -38,7 +39,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-PURE = set().union(*LAYERS[:12]) - {"scripts"}
+PURE = set().union(*LAYERS[:13]) - {"scripts"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

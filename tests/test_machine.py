@@ -19,9 +19,10 @@ from asyncsession import (
     merge,
     verbs,
 )
-from asyncsession.blob import HEADER_BYTES, Kind, Log, encode_frame, head
+from asyncsession.blob import HEADER_BYTES, Kind, encode_frame, head
 from asyncsession.delta import Op, encode
 from asyncsession.handles import LOOK
+from asyncsession.log import Log
 from asyncsession.machine import Budget, Clock, Settings
 from asyncsession.merge import Policies
 from asyncsession.protocol import Call, Code, Lost, Machine, Pause, Queue, Refused

@@ -23,9 +23,10 @@ from asyncsession import (
     principals,
     verbs,
 )
-from asyncsession.blob import FORMAT, Log, encode_frame
+from asyncsession.blob import FORMAT, encode_frame
 from asyncsession.errors import SessionError
 from asyncsession.ids import index_key, store_key
+from asyncsession.log import Log
 from asyncsession.protocol import Call, Refused, Together
 from asyncsession.scripts import SCRIPTS
 

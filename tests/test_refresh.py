@@ -24,8 +24,8 @@ from asyncsession import (
     merge,
     verbs,
 )
-from asyncsession.blob import Log
 from asyncsession.ids import store_key
+from asyncsession.log import Log
 from asyncsession.merge import Policies
 
 STORES = WITH_SOAK

@@ -7,8 +7,9 @@ from importlib.resources import files
 
 import pytest
 
-from asyncsession.blob import FORMAT, HEADER_BYTES, Log
+from asyncsession.blob import FORMAT, HEADER_BYTES
 from asyncsession.draft import HEADROOM
+from asyncsession.log import Log
 from asyncsession.machine import KEPT_IDS
 from asyncsession.protocol import Code
 from asyncsession.scripts import SCRIPTS

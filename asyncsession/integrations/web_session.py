@@ -15,7 +15,6 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from flask.sessions import SessionMixin
 
-from asyncsession.blob import Log
 from asyncsession.errors import (
     ConfigurationError,
     InvalidSessionData,
@@ -24,6 +23,7 @@ from asyncsession.errors import (
 )
 from asyncsession.integrations.cookies import Cookie
 from asyncsession.integrations.exchange import Asking, Closing, Rules
+from asyncsession.log import Log
 from asyncsession.migration.flask_session import flask_login_user
 from asyncsession.session import Session
 

@@ -26,9 +26,9 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local mark = read(KEYS[1])
 if mark then
-  if string.sub(mark, 1, 4) ~= string.sub(ARGV[1], 1, 4) or #mark > 64 then return {UNREADABLE, now, ''} end
+  if sub(mark, 1, 4) ~= sub(ARGV[1], 1, 4) or #mark > 64 then return {UNREADABLE, now, ''} end
   -- Written once more as it is, so that this connection has written, too: WAIT looks no further.
-  if KEYS[2] then redis.call('SETRANGE', KEYS[1], 0, string.sub(mark, 1, 1)) end
+  if KEYS[2] then redis.call('SETRANGE', KEYS[1], 0, sub(mark, 1, 1)) end
   return {OK, now, mark}
 end
 if not KEYS[2] then return {GONE, now, ''} end

@@ -1,8 +1,11 @@
 -- Goes before every script, after numbers.lua: reading blobs that may be damaged, or anybody's.
 
+local sub = string.sub
 local HEAD, HEADER, TRAILER = 12, 40, 22
 local FRAME = 6 + TRAILER -- bytes of one without tags and payload
 local HANDLE = 64 -- bytes that one has at the most
+local LARGE = 4096 -- bytes from which on it saves time to read and to write no more than is needed
+local NO_FRAME = '\0\0\0\0\0\0'
 -- No log is longer: four times the largest `max_bytes`, and the list of commit ids.
 local LONGEST = '67174400' -- as text, since that is how it is sent
 
@@ -29,10 +32,51 @@ local function next_frame(blob, at)
   return at + 4 + length, tags
 end
 
-local function is_whole(blob, log)
-  local at = log + 1
-  while at and at <= #blob do at = next_frame(blob, at) end
-  return at ~= nil
+-- Where the last frame of a log ends, beginning with the frame at `at`; nil if the log is damaged.
+-- What comes behind it is room for more: nothing but zeros, enough for a length that is zero, too.
+local function log_end(blob, at)
+  while at and at <= #blob do
+    if sub(blob, at, at + 5) == NO_FRAME then
+      return sub(blob, at) == string.rep('\0', #blob - at + 1) and at - 1 or nil
+    end
+    at = next_frame(blob, at)
+  end
+  return at and at - 1
+end
+
+-- The session under a key, for somebody who knows its log up to a base: `length` bytes of it, which
+-- end with the commit id that `tip` begins with; then comes how many commits there had been. Returns
+-- the blob; how many bytes of it go before the first frame, nil where there is no sound session;
+-- where the base ends, nil where it is not found. Behind the header of a large one, what is known is
+-- left out, unless the `whole` is asked for: fourth comes how many bytes are. Fifth, where the base
+-- is by now in a log that was compacted: its end (4), that of the snapshot (4), and `folded` (6).
+local function look(key, length, tip, whole)
+  local id = sub(tip, 1, 16)
+  if length >= LARGE and not whole then
+    local header = redis.call('GETRANGE', key, 0, HEADER - 1)
+    if #header == HEADER then
+      local hidden = number(header, 37, 4) + length - TRAILER
+      local rest = redis.call('GETRANGE', key, HEADER + hidden, LONGEST)
+      if sub(rest, 7, TRAILER) == id and HEADER + hidden + #rest <= tonumber(LONGEST) then
+        return header .. rest, HEADER, HEADER + TRAILER, hidden
+      end
+    end
+  end
+  local blob = read(key)
+  local log = blob and sub(blob, 4, 4) == 'L' and before_log(blob) or nil
+  if not log or length == 0 then return blob, log, nil, 0 end
+  local base = log + length
+  if sub(blob, base - 15, base) == id then return blob, log, base, 0 end
+  local found = string.find(blob, id, log + 1, true)
+  local at, first, count = log + 1, nil, number(blob, 25, 6)
+  while found and at and at < found do
+    at, count = next_frame(blob, at), count + 1
+    first = first or at
+  end
+  -- After a failover the same commit may stand behind others: then there are more of them, or fewer.
+  if not found or at ~= found + 16 or count ~= number(tip, 17, 6) then return blob, log, nil, 0 end
+  base = at - 1
+  return blob, log, base, 0, bytes(base - log, 4) .. bytes(first - log - 1, 4) .. sub(blob, 25, 30)
 end
 
 -- Tries a write that may be left out, and is by a server that has no memory, disk or replicas to

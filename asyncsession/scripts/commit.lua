@@ -1,12 +1,14 @@
 -- Appends one frame to a session's log, or creates the log, or moves it to a new key on the way.
--- One write at the end (two for a move), after all that can fail: Redis does not roll back.
+-- It writes at the end, after all that can fail: Redis does not roll back. A large session has room
+-- for more frames behind its log, so that one does not cost as much as the whole session.
 --
 -- KEYS[1]   the session
 -- KEYS[2]   its new key, for a rotation (left out otherwise); in the same Cluster slot
 -- ARGV[1]   head: magic (2), format (1), kind (1) and incarnation (8) of the live session
 -- ARGV[2]   commit id: 16 random bytes
 -- ARGV[3]   base length: bytes of log that the committer has seen; 0 to create
--- ARGV[4]   base tip: id of the last commit it has seen; empty to create
+-- ARGV[4]   base tip: id (16) of the last commit it has seen, and how many there had been (6); empty
+--           to create
 -- ARGV[5]   issued: ms on the server's clock as the committer knew it when it first sent this
 -- ARGV[6]   idle timeout, ms
 -- ARGV[7]   absolute timeout, ms; used when creating
@@ -22,8 +24,10 @@
 -- ARGV[15]  tombstone: what the old key holds after a rotation
 -- ARGV[16]  how long it holds it, ms
 --
--- Returns   {code, commit id, now, base found (0 or 1), data}, or now (6 bytes) and commit id as
---           one string for OK with nothing between the base and this frame
+-- Returns   {code, commit id, now, base found, data}, or now (6 bytes) and commit id as one string
+--           for OK with nothing between the base and this frame. Base found: 1, or 0 if it is not;
+--           2 if it is not at its place any more, since the log was compacted: then data begins with
+--           where it is
 --   OK         data: frames between the base and this one; without the base, header and whole log
 --   APPLIED    it had been done before; data as for OK, with this commit's frame in it
 --   CONFLICT   a guarded key has changed; data: frames after the base, or header and whole log
@@ -35,7 +39,17 @@
 
 local OK, APPLIED, CONFLICT, GONE, MOVED, TOO_LARGE, LATE, UNREADABLE = 1, 2, 3, 4, 5, 6, 7, 8
 local SLACK = 1000 -- ms that a committer's idea of this clock may run ahead of it
-local sub = string.sub
+
+-- Returns zeros to go behind a log of `size` bytes: as many as the server's allocator, which rounds up
+-- to quarters of powers of two, would hand out anyway, but for what its strings begin and end with.
+local function spare_room(size)
+  if size < LARGE then return '' end
+  local ends, least, most = 16, 128, 4096
+  local _, exponent = math.frexp(size + ends + least)
+  local quarter = 2 ^ (exponent - 3)
+  local full = math.ceil((size + ends + least) / quarter) * quarter - ends
+  return string.rep('\0', math.min(full - size, most))
+end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -48,42 +62,40 @@ local function reply(code, found, data)
   return {code, id, now, found or 0, data or ''}
 end
 
-local key = KEYS[1]
-local blob = read(key)
+local key, length, tip, all = KEYS[1], tonumber(ARGV[3]), ARGV[4], snapshot ~= '' or KEYS[2]
+local blob, log, base, hidden, place = look(key, length, tip, all)
 local rotated = KEYS[2] and blob == ARGV[15]
 if rotated then
   key = KEYS[2]
-  blob = read(key)
+  blob, log, base, hidden, place = look(key, length, tip, all)
 end
 
 if not blob then
   if not creating then return reply(GONE) end
   if outside then return reply(LATE) end
-  blob = head .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. string.rep('\0', 16)
+  blob, log = head .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. string.rep('\0', 16), HEADER
 else
   if sub(blob, 1, 3) ~= sub(head, 1, 3) or #blob < HEAD then return reply(UNREADABLE) end
   if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return reply(GONE) end
   local kind = sub(blob, 4, 4)
   if kind == 'M' then return reply(MOVED, 0, sub(blob, HEAD + 1, HEAD + HANDLE)) end
   if kind == 'D' and #blob == HEAD then return reply(GONE) end
-  if kind ~= 'L' or not before_log(blob) then return reply(UNREADABLE) end
+  if not log then return reply(UNREADABLE) end
 end
 
-local retired, forgotten = number(blob, 37, 4), number(blob, 31, 6)
-local log = HEADER + retired
-local base = log + ARGV[3]
-local found = base > log and sub(blob, base - 15, base) == ARGV[4]
+local last = log_end(blob, (base or log) + 1)
 
 local function unseen()
-  if found then return 1, sub(blob, base + 1) end
-  return 0, sub(blob, 1, HEADER) .. sub(blob, log + 1)
+  if base then return place and 2 or 1, (place or '') .. sub(blob, base + 1, last) end
+  return 0, sub(blob, 1, HEADER) .. sub(blob, log + 1, last)
 end
 
 local function answer(code)
   return reply(code, unseen())
 end
 
-local left = number(blob, 19, 6) - now
+local retired, forgotten, left = number(blob, 37, 4), number(blob, 31, 6), number(blob, 19, 6) - now
+-- A committer that has seen its own frame does not ask, so what is hidden does not hold it.
 if string.find(blob, id, 1, true) then
   -- Its expiry is set again so that this connection has written, too: WAIT looks no further back.
   local ttl = math.max(redis.call('PTTL', key), math.min(tonumber(ARGV[6]), left))
@@ -94,13 +106,12 @@ if outside or rotated or issued <= forgotten or (creating and #blob > log) then
   return reply(LATE)
 end
 -- What the committer has not seen may be damaged; nobody could read what was put behind that.
-if not creating and not is_whole(blob, found and base or log) then return reply(UNREADABLE) end
+if not last then return reply(UNREADABLE) end
 
 if guards ~= '' then
-  if not found then return answer(CONFLICT) end
-  if guards == '*' and #blob > base then return answer(CONFLICT) end
+  if not base or (guards == '*' and last > base) then return answer(CONFLICT) end
   local at = base + 1
-  while at <= #blob do
+  while at <= last do
     local after, tags = next_frame(blob, at)
     for tag = at + 6, at + 5 + 8 * tags, 8 do
       for guard = 1, #guards - 7, 8 do
@@ -111,13 +122,14 @@ if guards ~= '' then
   end
 end
 
-local kept, size = blob, #blob - retired + #ARGV[8] + TRAILER
-if snapshot ~= '' and found then
-  local ids, folded, at = {sub(blob, HEADER + 1, log)}, 0, log + 1
+local size = hidden + last - retired + #ARGV[8] + TRAILER
+local folded
+if snapshot ~= '' and base then
+  local ids, frames, at = {sub(blob, HEADER + 1, log)}, 0, log + 1
   while at <= base do
     at = next_frame(blob, at) or #blob + 2
     if at > base + 1 then return reply(UNREADABLE) end
-    folded = folded + 1
+    frames = frames + 1
     if at <= base then ids[#ids + 1] = sub(blob, at - TRAILER, at - 1) end
   end
   local history = table.concat(ids)
@@ -128,10 +140,10 @@ if snapshot ~= '' and found then
   end
   history = sub(history, keep)
   local body = bytes(0, 2) .. snapshot .. sub(blob, base - TRAILER + 1, base)
-  local count = bytes(number(blob, 25, 6) + folded - 1, 6)
+  local count = bytes(number(blob, 25, 6) + frames - 1, 6)
   local header = sub(blob, 1, 24) .. count .. bytes(forgotten, 6) .. bytes(#history, 4)
-  kept = header .. history .. bytes(#body, 4) .. body .. sub(blob, base + 1)
-  size = #kept - #history + #ARGV[8] + TRAILER
+  folded = header .. history .. bytes(#body, 4) .. body .. sub(blob, base + 1, last)
+  size = #folded - #history + #ARGV[8] + TRAILER
 end
 
 if size > tonumber(ARGV[10]) then return reply(TOO_LARGE, 0, tostring(size)) end
@@ -140,8 +152,16 @@ if left <= 0 then return reply(GONE) end
 local ttl = ARGV[6]
 if left < tonumber(ttl) then ttl = string.format('%.0f', left) end
 local mark = bytes(now, 6)
-local trailer = (stamp == now and mark or bytes(stamp, 6)) .. id
-redis.call('SET', KEYS[2] or KEYS[1], kept .. ARGV[8] .. trailer, 'PX', ttl)
-if KEYS[2] then redis.call('SET', KEYS[1], ARGV[15], 'PX', ARGV[16]) end
-if found and #blob == base then return mark .. id end
+local frame = ARGV[8] .. (stamp == now and mark or bytes(stamp, 6)) .. id
+local room = #blob - last - #frame
+if not folded and not KEYS[2] and (room == 0 or room >= #NO_FRAME) then
+  redis.call('SETRANGE', key, hidden + last, frame)
+  redis.call('PEXPIRE', key, ttl)
+else
+  local before = folded or sub(hidden > 0 and read(key) or blob, 1, hidden + last)
+  local room_after = creating and '' or spare_room(#before + #frame)
+  redis.call('SET', KEYS[2] or key, before .. frame .. room_after, 'PX', ttl)
+  if KEYS[2] then redis.call('SET', key, ARGV[15], 'PX', ARGV[16]) end
+end
+if base == last and not place then return mark .. id end
 return answer(OK)

@@ -22,16 +22,16 @@ if blob == '' then
   if known then redis.call('SET', KEYS[1], tombstone, 'PX', ARGV[2]) end
   return {GONE, now, ''}
 end
-if #blob < HEAD or string.sub(blob, 1, 2) ~= string.sub(tombstone, 1, 2) then
+if #blob < HEAD or sub(blob, 1, 2) ~= sub(tombstone, 1, 2) then
   return {UNREADABLE, now, ''}
 end
-if known and string.sub(blob, 5, HEAD) ~= string.sub(tombstone, 5, HEAD) then return {GONE, now, ''} end
-local kind = string.sub(blob, 4, 4)
-if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1, HEAD + HANDLE)} end
+if known and sub(blob, 5, HEAD) ~= sub(tombstone, 5, HEAD) then return {GONE, now, ''} end
+local kind = sub(blob, 4, 4)
+if kind == 'M' then return {MOVED, now, sub(blob, HEAD + 1, HEAD + HANDLE)} end
 if kind == 'D' then
   redis.call('PEXPIRE', KEYS[1], ARGV[2]) -- a write of this connection's, for WAIT to cover
   return {GONE, now, ''}
 end
-local mark = string.sub(blob, 1, 3) .. 'D' .. string.sub(blob, 5, HEAD)
+local mark = sub(blob, 1, 3) .. 'D' .. sub(blob, 5, HEAD)
 redis.call('SET', KEYS[1], mark, 'PX', ARGV[2])
 return {OK, now, ''}

@@ -8,43 +8,23 @@
 -- ARGV[2]   idle timeout, ms; 0 to look only, and to write nothing
 -- ARGV[3]   touch interval, ms
 -- ARGV[4]   base length: bytes of log that the caller knows; 0 for none
--- ARGV[5]   base tip: id of the last commit it knows; empty for none
+-- ARGV[5]   base tip: id (16) of the last commit it knows, and how many there had been (6); empty
+--           for none
 -- ARGV[6]   ms that the caller takes this clock to show, for a reply without it; 0 for one with it
 --
 -- Returns   {code, now, data}, or data alone for OK where nothing was due to be put off
 --   OK         data: header and whole log; where the base is found, '+', the stamp (6) of the last
---              frame, and the frames after the base
+--              frame, and the frames after the base; where it is not at its place any more, since
+--              the log was compacted, '-' instead of '+', and where it is between stamp and frames
 --   GONE       nothing there, destroyed, or past its deadline
 --   MOVED      rotated away; data: the handle of the successor
 --   UNREADABLE what is there is not of this format
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
-local LARGE = 4096 -- bytes of log from which on it saves time to read no more than is needed
-local sub, key = string.sub, KEYS[1]
-local base, known, interval = tonumber(ARGV[4]), tonumber(ARGV[6]), tonumber(ARGV[3])
-local live = ARGV[1] .. 'L'
+local key, known, interval = KEYS[1], tonumber(ARGV[6]), tonumber(ARGV[3])
+local blob, log, base, hidden, place = look(key, tonumber(ARGV[4]), ARGV[5])
 
--- `blob` is all there is, but for `hidden` bytes behind the header of one whose base is found.
-local blob, hidden, log, found = nil, 0, nil, false
-if base >= LARGE then
-  local header = redis.call('GETRANGE', key, 0, HEADER - 1)
-  if #header == HEADER and sub(header, 1, 4) == live then
-    local skipped = number(header, 37, 4) + base - TRAILER
-    local rest = redis.call('GETRANGE', key, HEADER + skipped, LONGEST)
-    if sub(rest, 7, TRAILER) == ARGV[5] and HEADER + skipped + #rest <= tonumber(LONGEST) then
-      blob, hidden, log, found = header .. rest, skipped, HEADER + TRAILER, true
-    end
-  end
-end
-if not found then
-  blob = read(key)
-  log = blob and sub(blob, 1, 4) == live and before_log(blob)
-  if log and base > 0 and sub(blob, log + base - 15, log + base) == ARGV[5] then
-    log, found = log + base, true
-  end
-end
-
-if not log then
+if not log or sub(blob, 1, 3) ~= ARGV[1] then
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   if not blob then return {GONE, now, ''} end
@@ -55,13 +35,17 @@ if not log then
   return {MOVED, now, sub(blob, HEAD + 1, HEAD + HANDLE)}
 end
 
-local stamp = #blob - TRAILER + 1
+local whole = log_end(blob, (base or log) + 1)
+local last = whole or #blob -- whoever reads a damaged log says so
+local stamp = last - TRAILER + 1
 local seen, deadline = number(blob, stamp, 6), number(blob, 19, 6)
 
 local function data()
-  if found then return '+' .. sub(blob, stamp, stamp + 5) .. sub(blob, log + 1) end
-  if log == HEADER then return blob end
-  return sub(blob, 1, HEADER) .. sub(blob, log + 1)
+  if base then
+    local mark = place and '-' or '+'
+    return mark .. sub(blob, stamp, stamp + 5) .. (place or '') .. sub(blob, base + 1, last)
+  end
+  return sub(blob, 1, HEADER) .. sub(blob, log + 1, last)
 end
 
 local idle, current = tonumber(ARGV[2]), redis.call('PTTL', key)
@@ -78,7 +62,7 @@ if current >= 0 and ttl - current >= interval and ttl > current then
   local _, refused = attempt('PEXPIRE', key, string.format('%.0f', ttl))
   if refused then return refused end
 end
-if ttl > 0 and now - seen >= interval and is_whole(blob, log) then
+if ttl > 0 and now - seen >= interval and whole then
   local done, refused = attempt('SETRANGE', key, hidden + stamp - 1, bytes(now, 6))
   if refused then return refused end
   if done then blob = sub(blob, 1, stamp - 1) .. bytes(now, 6) .. sub(blob, stamp + 6) end

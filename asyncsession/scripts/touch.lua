@@ -18,15 +18,16 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local head = ARGV[1]
 local blob = read(KEYS[1])
 if not blob then return {GONE, now, ''} end
-if string.sub(blob, 1, 3) ~= string.sub(head, 1, 3) or #blob < HEAD then
+if sub(blob, 1, 3) ~= sub(head, 1, 3) or #blob < HEAD then
   return {UNREADABLE, now, ''}
 end
-if string.sub(blob, 5, HEAD) ~= string.sub(head, 5, HEAD) then return {GONE, now, ''} end
-local kind = string.sub(blob, 4, 4)
-if kind == 'M' then return {MOVED, now, string.sub(blob, HEAD + 1, HEAD + HANDLE)} end
+if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return {GONE, now, ''} end
+local kind = sub(blob, 4, 4)
+if kind == 'M' then return {MOVED, now, sub(blob, HEAD + 1, HEAD + HANDLE)} end
 if kind == 'D' and #blob == HEAD then return {GONE, now, ''} end
 local log = kind == 'L' and before_log(blob)
-if not log or not is_whole(blob, log) then return {UNREADABLE, now, ''} end
+local last = log and log_end(blob, log + 1)
+if not last then return {UNREADABLE, now, ''} end
 
 local left = number(blob, 19, 6) - now
 if left <= 0 then return {GONE, now, ''} end
@@ -34,7 +35,7 @@ local ttl = math.min(tonumber(ARGV[2]), left)
 if ttl > redis.call('PTTL', KEYS[1]) then
   redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ttl))
 end
-local stamp = #blob - TRAILER + 1
+local stamp = last - TRAILER + 1
 if now > number(blob, stamp, 6) then
   local _, refused = attempt('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6))
   if refused then return refused end

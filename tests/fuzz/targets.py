@@ -11,12 +11,13 @@ from contextlib import suppress
 from typing import Any
 
 from asyncsession import SessionManager, SyncSessionManager, merge
-from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, Log, encode_frame, scan
+from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, encode_frame, scan
 from asyncsession.delta import apply, review
 from asyncsession.errors import ConfigurationError, InvalidSessionData, InvalidSessionValue
 from asyncsession.ids import checked_handle, is_session_id
 from asyncsession.integrations.cookies import Cookie
 from asyncsession.integrations.headers import Header
+from asyncsession.log import Log
 from asyncsession.merge import Policies
 from asyncsession.operations import MISSING
 from asyncsession.session import Session

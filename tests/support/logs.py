@@ -9,8 +9,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from asyncsession import merge
-from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, Log, encode_frame, scan
+from asyncsession.blob import FORMAT, HEADER_BYTES, Kind, encode_frame, scan
 from asyncsession.delta import Op, apply, encode
+from asyncsession.log import Log
 from asyncsession.merge import Policies
 from asyncsession.operations import MISSING
 from asyncsession.session import Change, Session

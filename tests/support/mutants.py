@@ -41,8 +41,8 @@ MUTANTS: dict[str, ScriptMutant | Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "length for a version": ScriptMutant(
         "commit",
-        "base > log and sub(blob, base - 15, base) == ARGV[4]",
-        "base > log and base <= #blob",
+        "if sub(blob, base - 15, base) == id then",
+        "if base <= #blob then",
     ),
     "ids forgotten at compaction": ScriptMutant(
         "commit",
@@ -68,9 +68,11 @@ MUTANTS: dict[str, ScriptMutant | Callable[[pytest.MonkeyPatch], None]] = {
         "commit",
         (
             "if kind == 'D' and #blob == HEAD then return reply(GONE) end\n"
-            "  if kind ~= 'L' or not before_log(blob) then return reply(UNREADABLE) end"
+            "  if not log then return reply(UNREADABLE) end"
         ),
-        "if kind ~= 'L' then blob = head .. bytes(now, 6) .. bytes(2^47, 6) .. ('\\0'):rep(16) end",
+        "if kind ~= 'L' then\n"
+        "    blob, log = head .. bytes(now, 6) .. bytes(2^47, 6) .. ('\\0'):rep(16), HEADER\n"
+        "  end",
     ),
     "guards unchecked": ScriptMutant(
         "commit",
@@ -79,7 +81,7 @@ MUTANTS: dict[str, ScriptMutant | Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "compaction drops the tail": ScriptMutant(
         "commit",
-        "bytes(#body, 4) .. body .. sub(blob, base + 1)",
+        "bytes(#body, 4) .. body .. sub(blob, base + 1, last)",
         "bytes(#body, 4) .. body",
     ),
     "a counter for a commit id": _counts,

@@ -14,12 +14,12 @@ from django.contrib.sessions.exceptions import SessionInterrupted
 
 from asyncsession import verbs
 from asyncsession.adoption import load_through
-from asyncsession.blob import Log
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionError, SessionGone
 from asyncsession.handles import LOOK
 from asyncsession.ids import is_session_id, session_handle, sibling_id
 from asyncsession.integrations.django import expiry
 from asyncsession.integrations.django.config import current
+from asyncsession.log import Log
 from asyncsession.machine import Budget, Settings, send
 from asyncsession.protocol import Code, Machine
 from asyncsession.session import Session

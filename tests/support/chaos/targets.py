@@ -13,8 +13,9 @@ from typing import ClassVar, Self
 from redis import Redis
 
 from asyncsession import InvalidSessionData
-from asyncsession.blob import HEADER_BYTES, Log
+from asyncsession.blob import HEADER_BYTES
 from asyncsession.ids import session_handle, store_key
+from asyncsession.log import Log
 from support.chaos.plan import Event, Plan
 from support.chaos.worker import PREFIX, SharedBoard
 from support.history import Copy, Kind, Operation, Outcome
