@@ -11,7 +11,8 @@ one that is listed no more. The scripts leave the list out of what they send: to
 follows the header at once, and offsets into it stay what they are.
 
 Compaction replaces the frames up to a known one by a single frame with the same trailer, so a
-snapshot is a frame like any other: readers know one shape only.
+snapshot is a frame like any other: readers know one shape only. Behind the last frame of a large
+log may be room for more, all zeros; the scripts leave that out, too.
 """
 
 from __future__ import annotations

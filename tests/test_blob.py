@@ -27,8 +27,8 @@ from support.logs import (
 )  # fmt: skip
 from support.strategies import image, values
 
-from asyncsession import blob as blob_module
 from asyncsession import delta as delta_module
+from asyncsession import log as log_module
 from asyncsession.blob import encode_frame, encode_payload, key_tag, scan
 from asyncsession.delta import Op, diff, encode, fold
 from asyncsession.log import Log
@@ -160,7 +160,7 @@ def test_reading_a_key_leaves_the_others_packed(monkeypatch: pytest.MonkeyPatch)
     }
     stored = blob([first, {"many": set_([1])}, {"many": encode(Op.LIST, [[], [2]])}])
     log = Log.parse(stored)
-    for module in (blob_module, delta_module):
+    for module in (log_module, delta_module):
         monkeypatch.setattr(module, "unpack", spy)
     assert sorted(log.keys()) == ["created", "many", "set", "sum"]
     assert all(key in log for key in log.keys())  # noqa: SIM118

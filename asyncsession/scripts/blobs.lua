@@ -20,8 +20,9 @@ end
 local function before_log(blob)
   if #blob < HEADER then return nil end
   local retired = number(blob, 37, 4)
-  if HEADER + retired + FRAME > #blob then return nil end
-  return HEADER + retired
+  local log = HEADER + retired
+  if log + FRAME > #blob or number(blob, log + 1, 4) == 0 then return nil end
+  return log
 end
 
 -- Where the frame after that at `at` begins, and how many tags this one has; nil if it is damaged.

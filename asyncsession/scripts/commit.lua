@@ -40,15 +40,15 @@
 local OK, APPLIED, CONFLICT, GONE, MOVED, TOO_LARGE, LATE, UNREADABLE = 1, 2, 3, 4, 5, 6, 7, 8
 local SLACK = 1000 -- ms that a committer's idea of this clock may run ahead of it
 
--- Returns zeros to go behind a log of `size` bytes: as many as the server's allocator, which rounds up
--- to quarters of powers of two, would hand out anyway, but for what its strings begin and end with.
+-- Returns zeros to go behind a log of `size` bytes: a sixteenth at the most, and no more than jemalloc
+-- would hand out anyway, which rounds up to quarters of powers of two, unless that is next to nothing.
 local function spare_room(size)
   if size < LARGE then return '' end
-  local ends, least, most = 16, 128, 4096
+  local ends, least = 16, 128 -- what the server's strings begin and end with; a frame
   local _, exponent = math.frexp(size + ends + least)
   local quarter = 2 ^ (exponent - 3)
   local full = math.ceil((size + ends + least) / quarter) * quarter - ends
-  return string.rep('\0', math.min(full - size, most))
+  return string.rep('\0', math.min(full - size, math.floor(size / 16)))
 end
 
 local time = redis.call('TIME')
