@@ -40,11 +40,12 @@ class Cache:
 
     def put(self, handle: str, log: Log) -> None:
         """Keep what was seen of a session."""
+        taken = log.memory
         with self._lock:
             self._drop(handle)
-            if log.memory <= self._limit:
+            if taken <= self._limit:
                 self._logs[handle] = log
-                self._taken += log.memory
+                self._taken += taken
             while self._taken > self._limit:
                 self._drop(next(iter(self._logs)))
 

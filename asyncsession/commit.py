@@ -26,6 +26,7 @@ from asyncsession.session import Session
 
 __all__ = ["commit"]
 
+_OK = Code.OK  # as a name of the module: enumerations are slow to look up in
 _MAX_ATTEMPTS = 100  # conflicts in a row; by then the deadline is held open for nothing
 
 
@@ -61,7 +62,8 @@ def commit(settings: Settings, budget: Budget, session: Session, *, new_id: str 
         return first
     if settings.clock.now() is None:
         yield from _peek(settings, budget, draft.handle)
-    yield from _queue(settings, budget, draft)
+    if draft.is_guarded and not (serial or session.is_new):
+        yield from _queue(settings, budget, draft)
     draft.stamp()
     draft.catch_up()
     draft.fast_forward()
@@ -96,8 +98,10 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
         with definite(budget):
             arguments = draft.arguments()
         reply = yield from send(settings, budget, "commit", draft.keys(), *arguments)
+        if reply.code is _OK:
+            return draft.finish(reply)
         match reply.code:
-            case Code.OK | Code.APPLIED:
+            case Code.APPLIED:
                 return draft.finish(reply)
             case Code.CONFLICT:
                 budget.unsure = False  # whatever copy is still under way meets the same conflict
@@ -135,8 +139,6 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
 
 def _queue(settings: Settings, budget: Budget, draft: Draft) -> Machine[None]:
     """Let commits of this process that this one could collide with pass, and start from there."""
-    if draft.serial or draft.session.is_new or not draft.guarded():
-        return
     has_waited = yield Queue(draft.handle, budget.call_timeout())
     if has_waited:
         found = yield from _peek(settings, budget, draft.handle)

@@ -21,7 +21,7 @@ from asyncsession.errors import InvalidSessionData
 from asyncsession.operations import MISSING, Unfit, same
 from asyncsession.values import check_spread, pack, unpack
 
-__all__ = ["Op", "Review", "apply", "diff", "encode", "fold", "review"]
+__all__ = ["SET_BYTE", "Op", "Review", "apply", "diff", "encode", "fold", "review"]
 
 
 class Op(IntEnum):
@@ -47,6 +47,8 @@ class Review(IntFlag):
     DROPPED = 2
 
 
+SET_BYTE = bytes((Op.SET,))
+"""What a delta begins with that sets a value; the packed value is the rest of it."""
 _DEPTH = 64  # dicts within dicts that are compared; what lies deeper is replaced as a whole
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from asyncsession.blob import HEADER_BYTES, Kind, before, encode_frame, head, key_tag
 from asyncsession.delta import Op, Review, encode, review
-from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone, SessionTooLarge
+from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone
 from asyncsession.ids import checked_handle, session_handle
 from asyncsession.log import Log
 from asyncsession.machine import (
@@ -25,9 +25,10 @@ from asyncsession.operations import MISSING, same
 from asyncsession.outcome import Commit
 from asyncsession.protocol import Code
 from asyncsession.session import PRINCIPAL, Change, Session
+from asyncsession.size import HEADROOM, public_name, room_for, too_large
 from asyncsession.values import pack, pack_value, unpack
 
-__all__ = ["HEADROOM", "Draft"]
+__all__ = ["Draft"]
 
 ROTATION_GRACE = 120.0
 """Seconds for which commits of requests that loaded before a rotation find the successor: longer
@@ -35,12 +36,15 @@ than web servers and proxies let a request run by default (nginx 60, gunicorn 30
 
 _WINDOW = str(round(COMMIT_WINDOW * 1000))
 _MAX_HOPS = 16  # rotations one commit follows
-HEADROOM = 4
-"""The log may be this many times `max_bytes` until a commit folds it."""
 
 
 class Draft:
     """One commit in the making: its changes, and the log they are based on."""
+
+    __slots__ = ("_deltas", "_fates", "_folded", "_frame", "_guarded_principal", "_id", "_issued",
+                 "_log", "_room", "_snapshot", "attempts", "changes", "handle", "has_landed",
+                 "hops", "is_guarded", "new_id", "reloaded", "sent", "serial", "session",
+                 "settings", "stale")  # fmt: skip
 
     def __init__(
         self, settings: Settings, session: Session, new_id: str | None, serial: bool
@@ -51,6 +55,7 @@ class Draft:
         self.serial = serial
         self.sent = session.changes(settings.policies)
         self.changes = dict(self.sent)
+        self.is_guarded = any(it.policy.resolve for it in self.sent.values())
         self.handle = session.handle
         self.stale = session.is_stale and not session.is_new
         self.attempts = self.hops = 0
@@ -94,7 +99,8 @@ class Draft:
         log, settings = self._log, self.settings
         self._deltas = {key: change.delta for key, change in self.changes.items()}
         self._frame = encode_frame(self._deltas)
-        fold = self._check_size() or self.reloaded or (log and log.claim_compaction())
+        self._room, is_full = room_for(self._frame, log, settings.max_bytes, self._own_log)
+        fold = is_full or self.reloaded or (log and log.claim_compaction())
         self._folded, self._snapshot = None, b""
         if log is not None and log.length and fold:
             self._folded, self._snapshot = log.compacted()
@@ -158,6 +164,8 @@ class Draft:
 
     def guarded(self) -> list[str]:
         """Return the changed keys whose policy has to see what others did."""
+        if not self.is_guarded:
+            return []
         return [key for key, change in self.changes.items() if change.policy.resolve]
 
     def theirs(self, reply: Reply) -> Log:
@@ -255,7 +263,7 @@ class Draft:
         version = log.version if log else 0
         if not self._fates:
             return Commit(version, self.attempts)
-        fates = {_public(key): fate for key, fate in self._fates.items()}
+        fates = {public_name(key): fate for key, fate in self._fates.items()}
         return Commit.reviewed(version, self.attempts, fates)
 
     def failure(self, reply: Reply, budget: Budget) -> Exception:
@@ -268,7 +276,7 @@ class Draft:
             self.session.is_stale = self.stale or self.session.is_stale  # gone under another id
             return SessionGone("the session was destroyed or has expired; nothing was written")
         if reply.code is Code.TOO_LARGE and not budget.unsure:
-            return self._too_large(int(reply.data))
+            return too_large(int(reply.data), self._own_log().sizes(), self.settings.max_bytes)
         return give_up(budget)
 
     def _is_undisturbed(self, reply: Reply) -> bool:
@@ -286,10 +294,12 @@ class Draft:
     def _advanced(self, reply: Reply) -> Commit:
         """Put the changes on top of what the session was based on; nobody else was there."""
         log = self._left(self.base_log(), reply).appended(self._deltas, self._own_frame(reply.now))
-        if all(log.packed(key) == change.packed for key, change in self.sent.items()):
+        for key, change in self.sent.items():
+            if log.packed(key) != change.packed:  # such as a dict with its keys in another order
+                self.session.settle(log, self.sent)
+                break
+        else:
             self.session.advance(log)
-        else:  # the same value in other bytes, such as a dict with its keys in another order
-            self.session.settle(log, self.sent)
         self.settings.cache.put(self.handle, log)
         return Commit(log.version, self.attempts)
 
@@ -342,11 +352,9 @@ class Draft:
         self.changes[key] = Change(theirs, ours, packed, delta, change.policy)
 
     def _guards(self) -> bytes:
-        if self._log is None:
+        if self._log is None or not (self.is_guarded or self.serial or self._guarded_principal):
             return b""
         keys: Iterable[str] = self.guarded()
-        if not (keys or self.serial or self._guarded_principal):
-            return b""
         if self._guarded_principal:
             keys = (*keys, PRINCIPAL)
         if self.serial:
@@ -361,40 +369,14 @@ class Draft:
             return self.sent[PRINCIPAL].ours
         return self.session.log.value(PRINCIPAL) if self.session.log else MISSING
 
+    def _own_log(self) -> Log:
+        """Return the log with this commit's frame in it, for its sizes."""
+        log = self._log or Log(self.session.incarnation, 0, 0, 0)
+        return log.extended(self._own_frame(0))
+
     def _own_frame(self, now: int) -> bytes:
         return self._frame + max(now, self._issued).to_bytes(6, "big") + self._id
-
-    def _check_size(self) -> bool:
-        """Tell whether the log has no room for this frame unless it is folded.
-
-        Raises:
-            SessionTooLarge: the session itself would be, folded or not.
-        """
-        limit, log = self.settings.max_bytes, self._log
-        length = HEADER_BYTES + (log.length if log else 0) + len(self._frame)
-        if length <= limit:
-            return False
-        before = HEADER_BYTES + sum(log.sizes().values()) if log else 0
-        size = HEADER_BYTES + sum(self._sizes().values())
-        self._room = max(limit, before)  # a session above the limit may still get smaller
-        if size > self._room:
-            raise self._too_large(size)
-        return length > self._room * HEADROOM
-
-    def _sizes(self) -> dict[str, int]:
-        log = self._log or Log(self.session.incarnation, 0, 0, 0)
-        return log.extended(self._own_frame(0)).sizes()
-
-    def _too_large(self, size: int) -> SessionTooLarge:
-        sizes = {_public(key): size for key, size in self._sizes().items()}
-        by_size = sorted(sizes.items(), key=lambda item: -item[1])
-        return SessionTooLarge(size, self.settings.max_bytes, by_size[:5])
 
 
 def _own(value: Any) -> Any:
     return value if value is MISSING else unpack(pack(value))
-
-
-def _public(key: str) -> str:
-    """Return the name under which users know a key."""
-    return "principal" if key == PRINCIPAL else key

@@ -15,7 +15,7 @@ from asyncsession.blob import (
     read_header,
     scan,
 )
-from asyncsession.delta import Op, encode, fold
+from asyncsession.delta import SET_BYTE, Op, fold
 from asyncsession.errors import InvalidSessionData
 from asyncsession.operations import MISSING
 from asyncsession.values import check_depth, pack, unpack, unpack_flat
@@ -29,7 +29,6 @@ _FRAME_SHARE = 128  # of the snapshot, for each frame
 _MIN_TAIL = 256  # bytes of log beyond the snapshot that are not worth a compaction
 # The numbers of the operations, since comparing bytes to an enumeration takes many times as long.
 _SET, _DELETE, _DISCARD = int(Op.SET), int(Op.DELETE), int(Op.DISCARD)
-_SET_BYTE = encode(Op.SET)
 _WHOLE = frozenset(map(int, (Op.SET, Op.CREATE)))  # alone, their operand is the value
 _CERTAIN = _WHOLE | frozenset(map(int, (Op.ADD, Op.MAXIMUM, Op.MINIMUM)))  # there is a value after
 _MAX_OP = int(max(Op))
@@ -64,14 +63,27 @@ class Log:
     __slots__ = ("_chains", "_first", "_is_claimed", "created", "deadline", "frames", "incarnation",
                  "length", "stamp", "tip", "version")  # fmt: skip
 
-    def __init__(self, incarnation: bytes, created: int, deadline: int, folded: int,
-                 chains: dict[str, Chain] | None = None, first: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        incarnation: bytes,
+        created: int,
+        deadline: int,
+        version: int,
+        chains: dict[str, Chain] | None = None,
+        first: int = 0,
+        length: int = 0,
+        frames: int = 0,
+        tip: bytes = b"",
+        stamp: int = 0,
+    ) -> None:
         self.incarnation = incarnation
         self.created = created
         self.deadline = deadline
-        self.version = folded
-        self.length = self.frames = self.stamp = 0
-        self.tip = b""
+        self.version = version
+        self.length = length
+        self.frames = frames
+        self.tip = tip
+        self.stamp = stamp
         self._first = first
         self._is_claimed = False
         self._chains: dict[str, Chain] = {} if chains is None else chains
@@ -175,7 +187,7 @@ class Log:
             if type(chain) is bytes and chain[0] == _SET:
                 chains[key] = chain
             elif (packed := self.packed(key)) is not None:
-                chains[key] = _SET_BYTE + packed
+                chains[key] = SET_BYTE + packed
         payload = encode_payload(chains)
         first = FRAME_BYTES + len(payload) + TRAILER_BYTES
         log = self._twin(cast("dict[str, Chain]", chains), first)
@@ -197,18 +209,14 @@ class Log:
         )
 
     def _with(self, chains: dict[str, Chain], first: int, frames: int, tail: bytes) -> Log:
-        log = self._twin(chains, first)
-        log.length += len(tail)
-        log.frames += frames
-        log.version += frames
-        log.tip = tail[-ID_BYTES:]
-        log.stamp = int.from_bytes(tail[-TRAILER_BYTES:-ID_BYTES], "big")
-        return log
+        stamp = int.from_bytes(tail[-TRAILER_BYTES:-ID_BYTES], "big")
+        return Log(self.incarnation, self.created, self.deadline, self.version + frames, chains,
+                   first, self.length + len(tail), self.frames + frames, tail[-ID_BYTES:],
+                   stamp)  # fmt: skip
 
     def _twin(self, chains: dict[str, Chain], first: int) -> Log:
-        log = Log(self.incarnation, self.created, self.deadline, self.version, chains, first)
-        log.length, log.frames, log.tip, log.stamp = self.length, self.frames, self.tip, self.stamp
-        return log
+        return Log(self.incarnation, self.created, self.deadline, self.version, chains, first,
+                   self.length, self.frames, self.tip, self.stamp)  # fmt: skip
 
     @property
     def base(self) -> bytes:
@@ -246,7 +254,7 @@ class Log:
             except ValueError:
                 raise InvalidSessionData("a stored value is nested too deep") from None
             check_depth(value, packed)
-            self._chains[key] = _SET_BYTE + packed
+            self._chains[key] = SET_BYTE + packed
         return value
 
     def packed(self, key: str) -> bytes | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -44,6 +42,8 @@ RETRY_HORIZON = 30.0
 """Seconds for which the ids of folded commits and the tombstones of ended sessions are kept: the
 window, and as much again for servers whose clocks differ when one takes over from another."""
 
+_TOUCHES = 10  # the idle timeout is put off once in a tenth of it, and at least once a minute
+_LONGEST_TOUCH = 60_000  # ms
 _RECENT = 60.0  # seconds; in which clocks do not drift apart by more than some milliseconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.25  # seconds; full jitter below them, doubling
 
@@ -77,6 +77,7 @@ class Settings:
     Attributes:
         durability: what a write waits for; None for the server's own word.
         idle, absolute: the timeouts in ms.
+        interval: ms in which the idle timeout is put off once at the most.
     """
 
     prefix: str
@@ -92,10 +93,12 @@ class Settings:
     cache: Cache = field(default_factory=Cache)
     idle: int = field(init=False)
     absolute: int = field(init=False)
+    interval: int = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "idle", round(self.idle_timeout * 1000))
         object.__setattr__(self, "absolute", round(self.absolute_timeout * 1000))
+        object.__setattr__(self, "interval", min(self.idle // _TOUCHES, _LONGEST_TOUCH))
 
     def key(self, handle: str) -> str:
         """Return the Redis key of a session."""
@@ -184,6 +187,8 @@ def send(
         else:
             if reply.now:
                 settings.clock.observe(reply.now)
+            if reply.code is _OK and durability is None:
+                return reply
             if reply.code is Code.UNREADABLE:
                 unreadable = InvalidSessionData(
                     "what is stored under this session's key is not of a format this version reads;"
@@ -215,17 +220,22 @@ def give_up(
     )
 
 
-@contextmanager
-def definite(budget: Budget) -> Iterator[None]:
+class definite:  # noqa: N801  a context manager
     """Let an error pass only if nothing is unaccounted for."""
-    try:
-        yield
-    except CommitOutcomeUnknown:
-        raise
-    except Exception as error:
-        if budget.unsure:
-            raise give_up(budget) from error
-        raise
+
+    __slots__ = ("_budget",)
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if not self._budget.unsure or isinstance(error, CommitOutcomeUnknown):
+            return
+        if isinstance(error, Exception):
+            raise give_up(self._budget) from error
 
 
 def _unconfirmed(
@@ -255,6 +265,7 @@ def _is_write(script: str, keys: tuple[str, ...], args: tuple[bytes | str | int,
     return False
 
 
+_OK = Code.OK
 _WRITING = ("commit", "destroy")
 _DONE = (Code.OK, Code.APPLIED)
 _CODES = {int(code): code for code in Code}
@@ -263,11 +274,11 @@ _CODES = {int(code): code for code in Code}
 def _read(script: str, raw: Any, args: tuple[bytes | str | int, ...]) -> Reply:
     if script != "commit":
         if type(raw) is bytes:
-            return Reply(Code.OK, 0, raw)
+            return Reply(_OK, 0, raw)
         code, now, data = raw
         return Reply(_CODES[code], now, data)
     if type(raw) is bytes:
-        echo, reply = raw[6:], Reply(Code.OK, int.from_bytes(raw[:6], "big"), b"")
+        echo, reply = raw[6:], Reply(_OK, int.from_bytes(raw[:6], "big"), b"")
     else:
         code, echo, now, found, data = raw
         reply = Reply(_CODES[code], now, data, found)

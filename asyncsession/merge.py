@@ -53,11 +53,14 @@ class Policy:
         name: for people.
         diff: `(base, ours) -> delta`, or None where nothing changed.
         resolve: `(base, ours, theirs) -> value` for a guarded policy, else None.
+        sets_scalars: whether a number, string or the like that has changed is always set, whatever
+            was there; then nothing is asked.
     """
 
     name: str
     diff: Callable[[Any, Any], bytes | None]
     resolve: MergeFunction | None = None
+    sets_scalars: bool = False
 
     def __repr__(self) -> str:
         return f"merge.{self.name}"
@@ -107,7 +110,7 @@ def as_policy(declared: Policy | MergeFunction) -> Policy:
             f"a merge policy is one of asyncsession.merge or a function f(base, ours, theirs), "
             f"not {type(declared).__qualname__}"
         )
-    return Policy(getattr(declared, "__name__", "custom"), _replace, declared)
+    return Policy(getattr(declared, "__name__", "custom"), _replace, declared, sets_scalars=True)
 
 
 def _replace(base: Any, ours: Any) -> bytes | None:
@@ -172,9 +175,9 @@ def _refuse(_base: Any, _ours: Any, _theirs: Any) -> Any:
     raise Refused
 
 
-three_way = Policy("three_way", diff)
+three_way = Policy("three_way", diff, sets_scalars=True)
 """Dicts by sub-key, lists by items removed and appended, sets by items; anything else is set."""
-last_write = Policy("last_write", _replace)
+last_write = Policy("last_write", _replace, sets_scalars=True)
 """The later commit's value stands; the one it replaced is reported in `Commit.overwritten`."""
 counter = Policy("counter", _count)
 """Numbers: what was added (or taken away) is added up."""
@@ -186,7 +189,7 @@ union = Policy("union", _union)
 """Sets, and lists used as sets: items added and removed."""
 append = Policy("append", _append)
 """Lists: items removed and appended; two that create the list at once append both."""
-first_write = Policy("first_write", _replace, _theirs)
+first_write = Policy("first_write", _replace, _theirs, sets_scalars=True)
 """The earlier commit's value stands; the later one is dropped and reported."""
-reject = Policy("reject", _replace, _refuse)
+reject = Policy("reject", _replace, _refuse, sets_scalars=True)
 """`SessionConflict` for whoever comes second."""

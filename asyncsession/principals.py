@@ -159,14 +159,22 @@ def _end_at(index: _Index, entry: _Entry, keep: Session | None) -> Machine[bytes
 def joining(
     settings: Settings, session: Session, new_id: str | None, *, serial: bool
 ) -> Machine[Commit | Rerun]:
-    """Commit, and keep the index of the session's principal in step.
+    """Return the machine that commits, and keeps the index of the session's principal in step.
 
-    Raises:
+    It raises:
         TooManySessions: the principal has as many sessions as they may.
         SessionGone: all sessions of the principal were ended meanwhile.
         What `commit` raises.
     """
     budget = Budget(settings.timeout)
+    if new_id is None and session.has_joined and session.unanswered is None:
+        return commit(settings, budget, session, serial=serial)
+    return _joining(settings, budget, session, new_id, serial)
+
+
+def _joining(
+    settings: Settings, budget: Budget, session: Session, new_id: str | None, serial: bool
+) -> Machine[Commit | Rerun]:
     principal, handle, was_new = session.held_principal, session.handle, session.is_new
     before, index = session.joining, None
     budget.unsure = session.unanswered is not None or _is_unconfirmed(session, before)

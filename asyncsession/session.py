@@ -11,7 +11,7 @@ from collections.abc import Iterator, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from asyncsession.delta import apply, review
+from asyncsession.delta import SET_BYTE, apply, review
 from asyncsession.errors import InvalidSessionValue
 from asyncsession.ids import new_id, session_handle
 from asyncsession.log import Log
@@ -70,27 +70,10 @@ class Session(MutableMapping[str, Any]):
         is_newcomer: it did not belong to that principal before.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_bases",
-        "_held",
-        "_log",
-        "_policies",
-        "_read",
-        "_read_all",
-        "handle",
-        "id",
-        "incarnation",
-        "is_current",
-        "is_destroyed",
-        "is_newcomer",
-        "is_saving",
-        "is_stale",
-        "is_unreadable",
-        "joining",
-        "unanswered",
-        "was_sent",
-    )
+    __slots__ = ("__weakref__", "_bases", "_held", "_log", "_policies", "_read", "_read_all",
+                 "handle", "id", "incarnation", "is_current", "is_destroyed", "is_newcomer",
+                 "is_saving", "is_stale", "is_unreadable", "joining", "unanswered",
+                 "was_sent")  # fmt: skip
 
     def __init__(self, session_id: str = "", log: Log | None = None, handle: str = "") -> None:
         self.id = session_id or ("" if handle else new_id())
@@ -178,6 +161,11 @@ class Session(MutableMapping[str, Any]):
         """The principal, without marking it as read."""
         held: str | None = self._held.get(PRINCIPAL, self.stored_principal) or None
         return held
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether its principal is the stored one, in whose index it is listed."""
+        return self.joining is None and PRINCIPAL not in self._held
 
     @property
     def stored_principal(self) -> str | None:
@@ -282,14 +270,17 @@ class Session(MutableMapping[str, Any]):
         bases, log = self._bases, self._log
         differences = list(self._differences())
         if bases:
-            for key in bases.keys() - {key for key, _ in differences}:
+            for key in bases.keys() - {key for key, *_ in differences}:
                 del bases[key]  # that change was taken back
-        for key, packed in differences:
-            stored = MISSING if log is None else log.value(key)
-            base = bases.get(key, stored) if bases else stored
+        for key, ours, packed in differences:
+            base = MISSING if log is None else log.value(key)
+            if bases:
+                base = bases.get(key, base)
             policy = last_write if key[:1] == _RESERVED else policies[key]
-            ours = self._held[key]
-            delta = policy.diff(base, ours)
+            if packed is not None and policy.sets_scalars and type(ours) in _FIXED:
+                delta: bytes | None = SET_BYTE + packed
+            else:
+                delta = policy.diff(base, ours)
             if delta is not None:
                 if packed is not None and policy.resolve:
                     ours = unpack(packed)  # as it is now, whatever becomes of what was handed out
@@ -349,14 +340,14 @@ class Session(MutableMapping[str, Any]):
         value = self._held[key]
         return default if value is MISSING else value
 
-    def _differences(self) -> Iterator[tuple[str, bytes | None]]:
-        """Yield each key whose bytes differ from the stored ones, and its bytes."""
+    def _differences(self) -> Iterator[tuple[str, Any, bytes | None]]:
+        """Yield each key whose bytes differ from the stored ones, its value and its bytes."""
         log = self._log
         for key, held in self._held.items():
             stored = log.packed(key) if log else None
             packed = None if held is MISSING else pack_value(key, held)
             if packed != stored:
-                yield key, packed
+                yield key, held, packed
 
 
 def _is_reserved(key: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from asyncsession.blob import FORMAT, Kind, head
 from asyncsession.errors import (
@@ -26,9 +26,6 @@ __all__ = ["destroy", "load", "refresh", "rotate", "save", "save_serial", "touch
 
 T = TypeVar("T")
 
-_TOUCHES = 10  # the idle timeout is put off once in a tenth of it, and at least once a minute
-_LONGEST_TOUCH = 60_000  # ms
-
 
 def load(settings: Settings, session_id: object) -> Machine[Session]:
     """Load a session, or return a new one with a fresh id; an id we did not issue is never adopted.
@@ -41,14 +38,13 @@ def load(settings: Settings, session_id: object) -> Machine[Session]:
         return Session()
     assert isinstance(session_id, str)
     handle = session_handle(session_id)
-    interval = min(settings.idle // _TOUCHES, _LONGEST_TOUCH)
     budget = Budget(settings.timeout)
     key = (settings.key(handle),)
     known = settings.cache.get(handle)
     base, tip = (known.length, known.base) if known is not None else (0, b"")
     now = settings.clock.recent()
     reply = yield from send(
-        settings, budget, "load", key, FORMAT, settings.idle, interval, base, tip, now
+        settings, budget, "load", key, FORMAT, settings.idle, settings.interval, base, tip, now
     )
     if reply.code is Code.OK:
         log = Log.fetched(reply.data, known, settings.cache.get(handle))
@@ -63,9 +59,8 @@ def load(settings: Settings, session_id: object) -> Machine[Session]:
 
 def save(settings: Settings, session: Session, new_id: str | None = None) -> Machine[Commit]:
     """Commit what has changed in `session`, and move it to `new_id` in the same step if given."""
-    outcome = yield from _alone(session, joining(settings, session, new_id, serial=False))
-    assert isinstance(outcome, Commit)
-    return outcome
+    machine = joining(settings, session, new_id, serial=False)
+    return _alone(session, cast("Machine[Commit]", machine))  # only a serial commit is run again
 
 
 def save_serial(settings: Settings, session: Session) -> Machine[Commit | Rerun]:

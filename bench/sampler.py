@@ -42,6 +42,7 @@ LAYERS = {
     "asyncsession.principals": "commit machine",
     "asyncsession.commit": "commit machine",
     "asyncsession.draft": "commit machine",
+    "asyncsession.size": "commit machine",
     "asyncsession.outcome": "commit machine",
     "asyncsession.machine": "commit machine",
     "asyncsession.protocol": "commit machine",

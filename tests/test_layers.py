@@ -27,6 +27,7 @@ LAYERS = [
     {"log"},
     {"session", "outcome", "cache"},
     {"machine"},
+    {"size"},
     {"draft", "handles"},
     {"commit"},
     {"principals"},
@@ -39,7 +40,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-PURE = set().union(*LAYERS[:13]) - {"scripts"}
+PURE = set().union(*LAYERS[:14]) - {"scripts"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

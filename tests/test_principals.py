@@ -187,7 +187,8 @@ async def test_a_damaged_log_is_left_as_it_is(backend: Backend) -> None:
     manager = backend.manager()
     session = await device(manager, "phone")
     await age(backend, session, HOUR)
-    damaged = await stored(backend, session) + bytes(30)  # which ends in a stamp of long ago
+    # Which ends in a stamp of long ago, and is no room either.
+    damaged = await stored(backend, session) + b"\1" + bytes(29)
     await rewrite(backend, session, damaged)
     with pytest.raises(InvalidSessionData):
         await manager.load(session.id)

@@ -8,12 +8,12 @@ from importlib.resources import files
 import pytest
 
 from asyncsession.blob import FORMAT, HEADER_BYTES
-from asyncsession.draft import HEADROOM
 from asyncsession.log import Log
 from asyncsession.machine import KEPT_IDS
 from asyncsession.protocol import Code
 from asyncsession.scripts import SCRIPTS
 from asyncsession.setup import MAX_BYTES
+from asyncsession.size import HEADROOM
 
 NAMES = sorted(SCRIPTS)
 KEYWORDS = set(
