@@ -5,6 +5,7 @@ local HEAD, HEADER, TRAILER = 12, 40, 22
 local FRAME = 6 + TRAILER -- bytes of one without tags and payload
 local HANDLE = 64 -- bytes that one has at the most
 local LARGE = 4096 -- bytes from which on it saves time to read and to write no more than is needed
+local MANY = 512 -- commits
 local NO_FRAME = '\0\0\0\0\0\0'
 -- No log is longer: four times the largest `max_bytes`, and the list of commit ids.
 local LONGEST = '67174400' -- as text, since that is how it is sent
@@ -48,12 +49,13 @@ end
 -- The session under a key, for somebody who knows its log up to a base: `length` bytes of it, which
 -- end with the commit id that `tip` begins with; then comes how many commits there had been. Returns
 -- the blob; how many bytes of it go before the first frame, nil where there is no sound session;
--- where the base ends, nil where it is not found. Behind the header of a large one, what is known is
--- left out, unless the `whole` is asked for: fourth comes how many bytes are. Fifth, where the base
--- is by now in a log that was compacted: its end (4), that of the snapshot (4), and `folded` (6).
+-- where the base ends, nil where it is not found. Behind the header of a large one, or one with so
+-- many commits that it may have a long list of ids, what is known is left out, unless the `whole` is
+-- asked for: fourth comes how many bytes are. Fifth, where the base is by now in a log that was
+-- compacted: its end (4), that of the snapshot (4), and `folded` (6).
 local function look(key, length, tip, whole)
   local id = sub(tip, 1, 16)
-  if length >= LARGE and not whole then
+  if length > 0 and not whole and (length >= LARGE or number(tip, 17, 6) >= MANY) then
     local header = redis.call('GETRANGE', key, 0, HEADER - 1)
     if #header == HEADER then
       local hidden = number(header, 37, 4) + length - TRAILER
