@@ -12,6 +12,7 @@ from support.differential.worlds import MAX_BYTES, Abandoned, Fate, Held, Plan, 
 
 __all__ = ["STEPS", "Meanwhile", "Step", "begin", "end", "told"]
 
+_DONE_UNANSWERED = (Fate.UNANSWERED, Fate.LEFT, Fate.CUT)
 _MANY = 4  # commits: enough for a compaction, since they are large
 
 
@@ -262,8 +263,13 @@ def _id(world: World, step: Step) -> str:
     return world.ids[-1 - step.which % len(world.ids)]
 
 
-def _became(commit: Commit) -> Any:
-    """Return what became of a commit. How often it was sent may depend on what was remembered."""
+def _became(commit: Commit, *, is_sure: bool = True) -> Any:
+    """Return what became of a commit. How often it was sent may depend on what was remembered.
+
+    What it met, too, where its answer was lost, and others have folded it away since.
+    """
+    if not is_sure:
+        return commit.version, commit.attempts > 0
     return commit._replace(attempts=min(commit.attempts, 1))
 
 
@@ -291,15 +297,18 @@ async def _commit(world: World, step: Step, verb: str) -> Any:
     apply(held.session, world.keys, step.todo)
     world.ways[held.manager].plan = _plan(world, held, "commit", step)
     session_id, session = held.session.id, held.session
+    is_sure = step.fate not in _DONE_UNANSWERED and session.unanswered is None
     try:
         commit = await getattr(world.managers[held.manager], verb)(session)
         is_alone = step.beside is None or not (step.beside.is_late or step.beside.own)
         if commit.attempts and is_alone and not session.is_stale:
-            assert not session.modified, "it is modified right after its save"
             if step.look:
                 stored = await _stored(world, session.id)
                 assert _content(session) == stored, "it does not show what is stored"
-        return _became(commit)
+            if step.other:
+                again = await world.managers[held.manager].save(session)
+                assert again == (commit.version, 0, (), (), ()), "not all was saved"
+        return _became(commit, is_sure=is_sure)
     finally:
         world.seen += [_shown(world, held.session, step.look), await _stored(world, session_id)]
 

@@ -13,7 +13,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from asyncsession import Session, SessionManager, SyncSessionManager
 from asyncsession.ids import session_handle, store_key
-from asyncsession.protocol import Call, Lost, Transport
+from asyncsession.protocol import Call, Code, Lost, Transport
 from support.differential.changes import POLICIES
 from support.faults import Fault, is_script
 from support.proxy import FaultProxy
@@ -75,12 +75,13 @@ class Abandoned(BaseException):
 
 
 class Plan(NamedTuple):
-    """What happens to the first call of a script that a verb makes.
+    """What happens to the first call of a script that a verb makes; the last, if it conflicts.
 
     Attributes:
         script: which.
         fate: what becomes of it.
-        before, after: what else happens right before it arrives, and right after it was done.
+        before, after: what else happens right before it arrives, and right after it was done, if
+            its connection has not broken.
     """
 
     script: str
@@ -118,11 +119,13 @@ class Way:
             raise Abandoned
         if self._line is not None and plan.fate in _ON_THE_LINE:
             self._line.fault = _ON_THE_LINE[plan.fate]
-        try:
-            reply = await self._transport.call(call)
-        finally:
-            if plan.after is not None:
-                await plan.after()
+        reply = await self._transport.call(call)
+        if isinstance(reply, list) and reply[0] == Code.CONFLICT:
+            # Not done yet. Who remembers more has others' work folded earlier, and may be told so.
+            self.plan = plan._replace(before=None)
+            return reply
+        if plan.after is not None:
+            await plan.after()
         if plan.fate is Fate.UNANSWERED:
             raise Lost("not answered")
         if plan.fate is Fate.LEFT:
