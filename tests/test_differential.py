@@ -17,7 +17,7 @@ from support.servers import Server
 
 from asyncsession.protocol import Call
 
-SEEDS = range(1, 17)
+SEEDS = range(1, 15)
 
 
 @pytest.fixture(scope="module")
@@ -89,4 +89,5 @@ def test_what_is_wrong_is_shortened() -> None:
         0, schedule.keys, (load, save._replace(beside=Meanwhile(is_late=True)))
     )
     names = {"Schedule": Schedule, "Step": Step, "Meanwhile": Meanwhile, "Change": Change}
-    assert eval(str(shortest), {**names, "Fate": Fate}) == shortest
+    for one in (shortest, schedule):
+        assert eval(str(one), {**names, "Fate": Fate}) == one

@@ -84,7 +84,8 @@ async def told(world: World, attempt: Awaitable[Any]) -> Any:
 async def begin(world: World) -> Any:
     """Make the first session."""
     session = await world.managers[0].load()
-    session.update({f"fill:{part}": "x" * (world.size // 3) for part in range(3)})
+    session["begun"] = True
+    session.update({f"fill:{part}": "x" * (world.size // 3) for part in range(3) if world.size})
     commit = await world.managers[0].save(session)
     world.hold(0, session)
     return _became(commit), await _stored(world, session.id)

@@ -69,6 +69,9 @@ class Fate(Enum):
     CUT = auto()
     """Done, and the connection breaks in the middle of the answer; only on the faulty line."""
 
+    def __repr__(self) -> str:
+        return str(self)  # as it is written in a program
+
 
 class Abandoned(BaseException):
     """The caller was cancelled, or interrupted, while it waited."""
