@@ -323,6 +323,8 @@ class Draft:
             tail += self._own_frame(reply.now)
         else:
             split = before(tail, self._id)
+            if split == 0 and not reply.found and log.version:  # a snapshot with our id on it
+                split = len(tail)
         log = log.extended(tail[:split], self.settings.cache.get(self.handle))
         if (split or not is_ours) and not self.session.is_new:
             self._review(log, seen=split < len(tail))

@@ -285,6 +285,8 @@ class Session(MutableMapping[str, Any]):
                 if packed is not None and policy.resolve:
                     ours = unpack(packed)  # as it is now, whatever becomes of what was handed out
                 changes[key] = Change(base, ours, packed, delta, policy)
+            elif key not in bases:  # such as a dict whose keys are in another order
+                self._held[key] = _refresh(ours, base)
         return changes
 
     def advance(self, log: Log) -> None:

@@ -227,6 +227,20 @@ async def test_a_save_of_nothing_shows_nothing_else(backend: Backend) -> None:
     assert (nested, dict(reader)["nested"]) == ({"a": 1}, {"a": 1})
 
 
+async def test_a_dict_in_another_order_is_not_modified_after_a_save(backend: Backend) -> None:
+    manager = backend.manager()
+    session = await made(manager, 300)
+    session["nested"] = {"a": 1, "b": 2}
+    await manager.save(session)
+    loaded = await manager.load(session.id)
+    loaded["nested"] = {"b": 2, "a": 1}
+    loaded["n"] = 1
+    await manager.save(loaded)
+    assert not loaded.modified
+    assert loaded["nested"] == {"a": 1, "b": 2}
+    assert (await manager.save(loaded)).attempts == 0
+
+
 async def test_a_session_is_not_modified_right_after_its_save(backend: Backend) -> None:
     """Also where what is stored has its keys in another order."""
     manager = backend.manager(merge=MERGE)

@@ -91,3 +91,20 @@ def test_what_is_wrong_is_shortened() -> None:
     names = {"Schedule": Schedule, "Step": Step, "Meanwhile": Meanwhile, "Change": Change}
     for one in (shortest, schedule):
         assert eval(str(one), {**names, "Fate": Fate}) == one
+
+
+def test_a_commit_that_a_snapshot_bears_the_id_of_is_told_of_alike(stage: Stage) -> None:
+    """Its answer is lost, and a rotation folds the log while it is the latest in there."""
+    steps = (
+        Step("save", todo=(Change(0, 5, 0),)),
+        Step("load"),
+        Step("save", which=1, todo=(Change(0, 5, 1),)),
+        Step(
+            "save",
+            todo=(Change(0, 5, 3), Change(1, 2, 9)),
+            fate=Fate.UNANSWERED,
+            look=True,
+            beside=Meanwhile("rotate", is_late=True, todo=(Change(0, 5, 2),)),
+        ),
+    )
+    play(stage, Schedule(0, ("nested", "text"), steps))
