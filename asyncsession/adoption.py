@@ -235,7 +235,7 @@ def _frame(settings: Settings, source: Source, data: Mapping[str, Any]) -> bytes
     deltas = {key: change.delta for key, change in session.changes(settings.policies).items()}
     if len(deltas) > MAX_KEYS:
         raise InvalidSessionData(f"it has more than {MAX_KEYS:,} keys")
-    size = HEADER_BYTES + len(encode_frame(deltas))
+    size = HEADER_BYTES + len(encode_frame(deltas, is_first=True))
     if size > settings.max_bytes:
         deltas.pop(PRINCIPAL, None)
         largest = sorted(deltas, key=lambda key: -len(deltas[key]))[:5]
@@ -243,7 +243,7 @@ def _frame(settings: Settings, source: Source, data: Mapping[str, Any]) -> bytes
             size, settings.max_bytes, [(key, len(deltas[key])) for key in largest]
         )
     deltas.pop(PRINCIPAL, None)
-    return encode_frame(deltas)
+    return encode_frame(deltas, is_first=True)
 
 
 def _adopt(

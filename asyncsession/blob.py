@@ -96,8 +96,13 @@ def key_tag(key: str) -> bytes:
     return hashlib.blake2b(raw, digest_size=_TAG).digest()
 
 
-def encode_frame(changes: Mapping[str, bytes]) -> bytes:
+def encode_frame(changes: Mapping[str, bytes], *, is_first: bool = False) -> bytes:
     """Return a frame without its trailer, which the script adds.
+
+    Args:
+        changes: key to delta.
+        is_first: it creates the session. Nobody has loaded that before and could guard a key
+            against it, so the frame has no tags.
 
     Raises:
         SessionError: it would hold more keys than a frame can.
@@ -107,10 +112,10 @@ def encode_frame(changes: Mapping[str, bytes]) -> bytes:
             f"a commit changes at most {MAX_KEYS:,} keys, not {len(changes):,}: save in between,"
             " or keep them in a dict under one key"
         )
-    tags = b"".join(map(key_tag, changes))
+    tags = b"" if is_first else b"".join(map(key_tag, changes))
     payload = encode_payload(changes)
     length = 2 + len(tags) + len(payload) + TRAILER_BYTES
-    return _FRAME.pack(length, len(changes)) + tags + payload
+    return _FRAME.pack(length, len(tags) // _TAG) + tags + payload
 
 
 def encode_payload(changes: Mapping[str, bytes]) -> bytes:

@@ -98,7 +98,7 @@ class Draft:
         """
         log, settings = self._log, self.settings
         self._deltas = {key: change.delta for key, change in self.changes.items()}
-        self._frame = encode_frame(self._deltas)
+        self._frame = encode_frame(self._deltas, is_first=log is None)
         self._room, is_full = room_for(self._frame, log, settings.max_bytes, self._own_log)
         fold = is_full or self.reloaded or (log and log.claim_compaction())
         self._folded, self._snapshot = None, b""
