@@ -182,23 +182,26 @@ class _Pool:
                 many replicas have confirmed it.
             before: the words of another command, to be sent right before it.
         """
-        commands = [before, command] if before else [command]
+        packed = [hiredis.pack_command(command)]  # type: ignore[arg-type]
+        if before:
+            packed.insert(0, hiredis.pack_command(before))  # type: ignore[arg-type]
         if durability is not None:
-            commands.append(wait_words(durability))
-        packed = [hiredis.pack_command(one) for one in commands]  # type: ignore[arg-type]
+            packed.append(hiredis.pack_command(wait_words(durability)))  # type: ignore[arg-type]
         ends = time.monotonic() + patience
         connection = self._usable(ends)
         if durability is not None and connection not in self._may_wait:
-            self._check_right(connection, patience, _left(ends))
+            self._check_right(connection, patience, ends)
         is_clean = False
         try:
-            self._bound(connection, patience, _left(ends))
+            self._bound(connection, patience, ends)
             connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
-            answers = [_answer(connection) for _ in commands]
-            reply, *confirmed = answers[1:] if before else answers
+            if before:
+                _answer(connection)
+            reply = _answer(connection)
+            confirmed = () if durability is None else (_answer(connection),)
             # Of a replica, the address may lead elsewhere by now.
             is_clean = not isinstance(reply, ReadOnlyError)
-            if any(isinstance(one, Exception) for one in confirmed):
+            if confirmed and isinstance(confirmed[0], Exception):
                 self._may_wait.discard(connection)  # it may be that right which was taken away
         except BROKEN as error:
             raise after_sending(error) from error
@@ -220,18 +223,19 @@ class _Pool:
                     self._give_up(connection)
 
     @staticmethod
-    def _bound(connection: AbstractConnection, patience: float, left: float) -> None:
+    def _bound(connection: AbstractConnection, patience: float, ends: float) -> None:
         """Bound what is sent and what is read, unless the connection still has that bound.
 
         To set it is a system call, for which the thread lets go of the interpreter; where many
         threads want that, it costs a tenth of the calls that are made.
         """
-        seconds = patience if left > _AT_ONCE * patience else left
+        left = ends - time.monotonic()
+        seconds = patience if left > _AT_ONCE * patience else max(left, _SHORTEST)
         if connection.socket_timeout != seconds:
             connection.socket_timeout = seconds
             connection.update_current_socket_timeout(seconds)
 
-    def _check_right(self, connection: AbstractConnection, patience: float, left: float) -> None:
+    def _check_right(self, connection: AbstractConnection, patience: float, ends: float) -> None:
         """See whether a connection may wait, before anything is written there.
 
         What is written cannot be taken back when the WAIT behind it is refused.
@@ -242,7 +246,7 @@ class _Pool:
         packed = hiredis.pack_command(MAY_WAIT)  # type: ignore[arg-type]
         is_done = False
         try:
-            self._bound(connection, patience, left)
+            self._bound(connection, patience, ends)
             connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
             answer = _answer(connection)
             is_done = True

@@ -120,8 +120,13 @@ def words_of(call: Call) -> tuple[Word, ...]:
 
     hiredis 3.5 crashes if a signal handler raises while it is writing one out.
     """
-    written = [str(one) if isinstance(one, int) else one for one in call.args]
-    return (str(len(call.keys)), *call.keys, *written)
+    words: list[Word] = [str(len(call.keys)), *call.keys]
+    for one in call.args:  # a comprehension would be a function call before Python 3.12
+        if isinstance(one, int):
+            words.append(str(one))
+        else:
+            words.append(one)
+    return tuple(words)
 
 
 def wait_words(durability: Durability) -> tuple[Word, ...]:
