@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from support.flask import count, look, make_app, plain, sent_by, stored
 from support.servers import available
 
-from asyncsession import ConfigurationError, SyncSessionManager
+from asyncsession import ConfigurationError, SessionManager, SyncSessionManager
 from asyncsession.ids import new_id
 from asyncsession.integrations.cookies import Cookie
 
@@ -101,3 +102,78 @@ def test_two_cookies_of_the_name_count_as_none(manager: SyncSessionManager) -> N
     headers = {"Cookie": f"session={session_id}; session={new_id()}"}
     assert client.get("/look", headers=headers).json == {}
     assert client.get("/look", headers={"Cookie": "session=\xff\xfe"}).json == {}
+
+
+CHANGED = {
+    "APPLICATION_ROOT": "/app",
+    "SESSION_COOKIE_DOMAIN": "example.org",
+    "SESSION_COOKIE_HTTPONLY": False,
+    "SESSION_COOKIE_NAME": "other",
+    "SESSION_COOKIE_PARTITIONED": True,
+    "SESSION_COOKIE_PATH": "/shop",
+    "SESSION_COOKIE_SAMESITE": "Strict",
+    "SESSION_COOKIE_SECURE": False,
+}
+"""What may be configured of the cookie, and other values than those of `described_by`."""
+
+
+def described_by(framework: str) -> tuple[Any, Any]:
+    """Return a session interface of a framework's, and an application with HTTPS."""
+    module = pytest.importorskip(framework)
+    ours = importlib.import_module(f"asyncsession.integrations.{framework}")
+    url = "redis://localhost:1/0"  # nothing is asked of it
+    manager = SyncSessionManager(url) if framework == "flask" else SessionManager(url)
+    app = getattr(module, framework.capitalize())(__name__)
+    app.config["SESSION_COOKIE_SECURE"] = True
+    return ours.SessionInterface(manager), app
+
+
+@pytest.mark.parametrize("framework", ["flask", "quart"])
+@pytest.mark.parametrize("option", CHANGED)
+def test_an_option_of_the_cookie_may_change_while_the_application_runs(
+    framework: str, option: str
+) -> None:
+    interface, app = described_by(framework)
+    before = interface.terms_of(app).carrier
+    app.config[option] = CHANGED[option]
+    after = interface.terms_of(app).carrier
+    assert after != before
+    _, fresh = described_by(framework)
+    fresh.config[option] = CHANGED[option]
+    assert after == interface.terms_of(fresh).carrier
+
+
+@pytest.mark.parametrize("framework", ["flask", "quart"])
+def test_the_methods_of_the_framework_ask_for_no_other_option(framework: str) -> None:
+    interface, app = described_by(framework)
+    asked = set()
+
+    class Config(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            asked.add(key)
+            return None
+
+    app.config = Config()
+    for name in dir(interface.framework):
+        if name.startswith("get_cookie_"):
+            getattr(interface, name)(app)
+    assert asked == CHANGED.keys()
+
+
+@pytest.mark.parametrize("own", ["class", "instance"])
+def test_a_method_of_the_applications_own_is_asked_for_each_request(own: str) -> None:
+    """As where the domain of the cookie is the tenant's."""
+    interface, app = described_by("flask")
+    tenant = "one.example"
+
+    def get_cookie_domain(*_args: Any) -> str:
+        return tenant
+
+    if own == "class":
+        kind = type("Own", (type(interface),), {"get_cookie_domain": get_cookie_domain})
+        interface = kind(SyncSessionManager("redis://localhost:1/0"))
+    else:
+        interface.get_cookie_domain = get_cookie_domain
+    assert interface.terms_of(app).carrier.domain == "one.example"
+    tenant = "two.example"
+    assert interface.terms_of(app).carrier.domain == "two.example"

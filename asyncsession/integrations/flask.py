@@ -73,6 +73,7 @@ class SessionInterface(Declared[SyncSessionManager], FlaskSessionInterface):
     """
 
     kind = SyncSessionManager
+    framework = FlaskSessionInterface
 
     def open_session(self, app: flask.Flask, request: flask.Request) -> WebSession:
         """Return the session of a request; nothing is loaded yet.

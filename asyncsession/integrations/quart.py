@@ -80,6 +80,7 @@ class SessionInterface(Declared[SessionManager], QuartSessionInterface):
     """
 
     kind = SessionManager
+    framework = QuartSessionInterface
 
     def __init__(
         self,
