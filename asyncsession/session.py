@@ -170,14 +170,14 @@ class Session(MutableMapping[str, Any]):
     @property
     def stored_principal(self) -> str | None:
         """The principal as last loaded or committed."""
-        stored: str | None = (self._log.value(PRINCIPAL) or None) if self._log else None
-        return stored
+        stored = MISSING if self._log is None else self._log.value(PRINCIPAL)
+        return None if stored is MISSING else stored or None
 
     @property
     def modified(self) -> bool:
         """Whether there is anything to save, nested changes included."""
         try:
-            return any(True for _ in self._differences())
+            return next(self._differences(), None) is not None
         except InvalidSessionValue:
             return True
 
@@ -189,15 +189,15 @@ class Session(MutableMapping[str, Any]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a key, or `default`."""
-        ours = isinstance(key, str) and not _is_reserved(key)
-        return self._get(key, default) if ours else default
+        is_ours = isinstance(key, str) and not key.startswith(_RESERVED)
+        return self._get(key, default) if is_ours else default
 
     def __setitem__(self, key: str, value: Any) -> None:
         if not isinstance(key, str):
             raise InvalidSessionValue(key, type(key), "session keys are strings")
-        if _is_reserved(key):
+        if key.startswith(_RESERVED):
             raise InvalidSessionValue(key, type(key), "a session key may not start with NUL")
-        if not _is_text(key):
+        if not (key.isascii() or _is_text(key)):
             raise InvalidSessionValue(key, type(key), "a session key may not hold lone surrogates")
         self._held[key] = value
 
@@ -358,7 +358,7 @@ def _is_reserved(key: object) -> bool:
 
 def _is_text(key: str) -> bool:
     try:
-        return key.isascii() or bool(key.encode())
+        return bool(key.encode())
     except UnicodeEncodeError:
         return False
 
