@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterable
 from typing import Any
 
 from asyncsession.blob import HEADER_BYTES, Kind, before, encode_frame, head, key_tag
-from asyncsession.delta import Op, Review, encode, review
+from asyncsession.delta import SET_BYTE, Op, Review, encode, review
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone
 from asyncsession.ids import checked_handle, session_handle
 from asyncsession.log import Log
@@ -35,6 +35,7 @@ ROTATION_GRACE = 120.0
 than web servers and proxies let a request run by default (nginx 60, gunicorn 30)."""
 
 _WINDOW = str(round(COMMIT_WINDOW * 1000))
+_ADD = int(Op.ADD)
 _MAX_HOPS = 16  # rotations one commit follows
 
 
@@ -75,7 +76,7 @@ class Draft:
 
     def stamp(self) -> None:
         """Give the commit an id and a time, both of which it keeps through all its retries."""
-        self._id = secrets.token_bytes(16)
+        self._id = os.urandom(16)
         self._issued = self.settings.clock.now() or 0
 
     def base_log(self) -> Log:
@@ -293,6 +294,9 @@ class Draft:
 
     def _advanced(self, reply: Reply) -> Commit:
         """Put the changes on top of what the session was based on; nobody else was there."""
+        for key, delta in self._deltas.items():
+            if delta[0] == _ADD and (packed := self.changes[key].packed) is not None:
+                self._deltas[key] = SET_BYTE + packed  # the sum is known
         log = self._left(self.base_log(), reply).appended(self._deltas, self._own_frame(reply.now))
         for key, change in self.sent.items():
             if log.packed(key) != change.packed:  # such as a dict with its keys in another order
