@@ -45,6 +45,7 @@ local function data()
     local mark = place and '-' or '+'
     return mark .. sub(blob, stamp, stamp + 5) .. (place or '') .. sub(blob, base + 1, last)
   end
+  if log == HEADER then return last == #blob and blob or sub(blob, 1, last) end
   return sub(blob, 1, HEADER) .. sub(blob, log + 1, last)
 end
 
