@@ -16,8 +16,8 @@ from asyncsession.log import Log
 
 __all__ = ["DEFAULT_CACHE_BYTES", "Cache"]
 
-DEFAULT_CACHE_BYTES = 2**24
-"""16 MiB: some 5,000 sessions of 1 KB."""
+DEFAULT_CACHE_BYTES = 2**25
+"""32 MiB: some 10,000 sessions of 1 KB, or 250 of 64 KB with many keys."""
 
 
 class Cache:

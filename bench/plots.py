@@ -20,6 +20,7 @@ mpl.use("Agg")
 # Okabe and Ito's palette, which people who confuse colours can tell apart.
 _STYLES = {
     "asyncsession": ("#D55E00", "o"),
+    "asyncsession, unremembered": ("#D55E00", "x"),
     "asyncsession, merge function": ("#D55E00", "s"),
     "asyncsession, update()": ("#CC79A7", "v"),
     "starsessions": ("#0072B2", "D"),

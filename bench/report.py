@@ -42,7 +42,8 @@ _BIAS = """\
 - asyncsession remembers what it has seen of a session (`cache_bytes`, at its default) and fetches
   only what came after. Here each process uses the same sessions again and again, so it has nearly
   always seen them; where processes share their users' requests, a load brings the commits of the
-  others, and the first load of a session in each process brings the whole.
+  others, and the first load of a session in each process brings the whole. Cycles are measured
+  without that memory, too.
 - What the peers do to cookies and headers is left out, as far as their interfaces allow, except
   where it is end to end. JSON is the standard library's where a peer uses that, and msgspec's in
   Litestar.

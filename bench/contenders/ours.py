@@ -9,7 +9,7 @@ from asyncsession import SessionConflict, SessionManager, merge
 from bench.contenders.base import Change, Contender, GaveUp
 from bench.shapes import COUNTER, LIFETIME
 
-__all__ = ["AsyncSession", "MergeFunctionSession", "SerialisableSession"]
+__all__ = ["AsyncSession", "ForgetfulSession", "MergeFunctionSession", "SerialisableSession"]
 
 T = TypeVar("T")
 
@@ -24,7 +24,10 @@ class AsyncSession(Contender):
     sends = frozenset({"evalsha"})
 
     def __init__(
-        self, url: str, counter: merge.Policy | merge.MergeFunction = merge.counter
+        self,
+        url: str,
+        counter: merge.Policy | merge.MergeFunction = merge.counter,
+        **options: Any,
     ) -> None:
         self._manager = SessionManager(
             url,
@@ -32,6 +35,7 @@ class AsyncSession(Contender):
             merge={COUNTER: counter},
             max_bytes=_MAX_BYTES,
             timeout=_TIMEOUT,
+            **options,
         )
 
     async def create(self, content: Mapping[str, Any]) -> str:
@@ -54,6 +58,15 @@ class AsyncSession(Contender):
 
     async def aclose(self) -> None:
         await self._manager.aclose()
+
+
+class ForgetfulSession(AsyncSession):
+    """The same where nothing is remembered (`cache_bytes=0`): each load brings the whole."""
+
+    name = "asyncsession, unremembered"
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, cache_bytes=0)
 
 
 def _add_up(base: Any, ours: Any, theirs: Any) -> Any:

@@ -26,7 +26,8 @@ async def _run(run: Run) -> list[Row]:
     pick = run.settings.pick
     for kilobytes in pick((0.3, 1, 4, 64), (0.3, 4)):
         async with AsyncExitStack() as stack:
-            field = await Field.open(run, stack, PLAIN, MANY_KEYS, kilobytes, pick(512, 32))
+            sessions = pick(256 if kilobytes > 4 else 512, 32)  # as for cycles
+            field = await Field.open(run, stack, PLAIN, MANY_KEYS, kilobytes, sessions)
             for tasks in pick((1, 16, 64, 256), (1, 16)):
                 measure = partial(field.reads, tasks=tasks)
                 cell = {"kilobytes": kilobytes, "tasks": tasks}
