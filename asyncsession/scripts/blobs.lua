@@ -46,40 +46,49 @@ local function log_end(blob, at)
   return at and at - 1
 end
 
--- The session under a key, for somebody who knows its log up to a base: `length` bytes of it, which
--- end with the commit id that `tip` begins with; then comes how many commits there had been. Returns
--- the blob; how many bytes of it go before the first frame, nil where there is no sound session;
--- where the base ends, nil where it is not found. Behind the header of a large one, or one with so
--- many commits that it may have a long list of ids, what is known is left out, unless the `whole` is
--- asked for: fourth comes how many bytes are. Fifth, where the base is by now in a log that was
--- compacted: its end (4), that of the snapshot (4), and `folded` (6).
-local function look(key, length, tip, whole)
-  local id = sub(tip, 1, 16)
-  if length > 0 and not whole and (length >= LARGE or number(tip, 17, 6) >= MANY) then
-    local header = redis.call('GETRANGE', key, 0, HEADER - 1)
-    if #header == HEADER then
-      local hidden = number(header, 37, 4) + length - TRAILER
-      local rest = redis.call('GETRANGE', key, HEADER + hidden, LONGEST)
-      if sub(rest, 7, TRAILER) == id and HEADER + hidden + #rest <= tonumber(LONGEST) then
-        return header .. rest, HEADER, HEADER + TRAILER, hidden
-      end
-    end
-  end
-  local blob = read(key)
-  local log = blob and sub(blob, 4, 4) == 'L' and before_log(blob) or nil
-  if not log or length == 0 then return blob, log, nil, 0 end
-  local base = log + length
-  if sub(blob, base - 15, base) == id then return blob, log, base, 0 end
-  local found = string.find(blob, id, log + 1, true)
+-- Where the base that `tip` names ends in a log that was compacted, and where that is to whoever reads
+-- the log only: its end (4), that of the snapshot (4), and `folded` (6); nil if it is not there.
+local function moved(blob, log, tip)
+  local found = string.find(blob, sub(tip, 1, 16), log + 1, true)
   local at, first, count = log + 1, nil, number(blob, 25, 6)
   while found and at and at < found do
     at, count = next_frame(blob, at), count + 1
     first = first or at
   end
   -- After a failover the same commit may stand behind others: then there are more of them, or fewer.
-  if not found or at ~= found + 16 or count ~= number(tip, 17, 6) then return blob, log, nil, 0 end
-  base = at - 1
-  return blob, log, base, 0, bytes(base - log, 4) .. bytes(first - log - 1, 4) .. sub(blob, 25, 30)
+  if not found or at ~= found + 16 or count ~= number(tip, 17, 6) then return nil end
+  return at - 1, bytes(at - 1 - log, 4) .. bytes(first - log - 1, 4) .. sub(blob, 25, 30)
+end
+
+-- The session under a key, for somebody who knows its log up to a base: `length` bytes of it, which
+-- end with the commit id that `tip` begins with; then comes how many commits there had been. Returns
+-- the blob; how many bytes of it go before the first frame, nil where there is no sound session;
+-- where the base ends, nil where it is not found; how many bytes behind the header were left out;
+-- and where the base is by now, if that is not its place. What is known of a large session is left
+-- out, and the ids of one with so many commits that they may be many, unless the `whole` is asked for.
+local function look(key, length, tip, whole)
+  if length > 0 and not whole and (length >= LARGE or number(tip, 17, 6) >= MANY) then
+    local header = redis.call('GETRANGE', key, 0, HEADER - 1)
+    if #header == HEADER and sub(header, 4, 4) == 'L' then
+      local retired = number(header, 37, 4)
+      local hidden = retired + length - TRAILER
+      local rest = redis.call('GETRANGE', key, HEADER + hidden, LONGEST)
+      if sub(rest, 7, TRAILER) == sub(tip, 1, 16) and HEADER + hidden + #rest <= tonumber(LONGEST) then
+        return header .. rest, HEADER, HEADER + TRAILER, hidden
+      end
+      if retired > 0 then
+        local blob = header .. redis.call('GETRANGE', key, HEADER + retired, LONGEST)
+        local base, place = moved(blob, HEADER, tip)
+        if base then return blob, HEADER, base, retired, place end
+      end
+    end
+  end
+  local blob = read(key)
+  local log = blob and sub(blob, 4, 4) == 'L' and before_log(blob) or nil
+  if not log or length == 0 then return blob, log, nil, 0 end
+  local base, place = log + length, nil
+  if sub(blob, base - 15, base) ~= sub(tip, 1, 16) then base, place = moved(blob, log, tip) end
+  return blob, log, base, 0, place
 end
 
 -- Tries a write that may be left out, and is by a server that has no memory, disk or replicas to

@@ -41,8 +41,8 @@ MUTANTS: dict[str, ScriptMutant | Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "length for a version": ScriptMutant(
         "commit",
-        "if sub(blob, base - 15, base) == id then",
-        "if base <= #blob then",
+        "if sub(blob, base - 15, base) ~= sub(tip, 1, 16) then",
+        "if base > #blob then",
     ),
     "ids forgotten at compaction": ScriptMutant(
         "commit",
