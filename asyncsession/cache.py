@@ -1,9 +1,9 @@
 """What this process has seen of sessions, so that a load only has to fetch what came after it.
 
-Nothing is believed because it stands here. Each load names the base it knows, by length and commit
-id, and the server says whether the session still rests on it, and what came since; so another
-process's commit, a logout or a restored backup is seen at once. An entry that is missing or behind
-costs bytes on the wire and nothing else.
+Nothing is believed because it stands here. Each load names the base it knows, by length, stamp and
+commit id, and the server says whether the session still rests on it, and what came since; so what
+another process commits, a logout or a restored backup is seen at once. An entry that is missing or
+behind costs bytes on the wire and nothing else.
 """
 
 from __future__ import annotations

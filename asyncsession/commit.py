@@ -123,7 +123,7 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
                 # else the next attempt says what has become of it
                 if found.code is Code.OK and not draft.is_in(found.data):
                     with definite(budget):
-                        draft.rebase(Log.parse(found.data))
+                        draft.reload(Log.parse(found.data))
             case Code.LATE if not budget.unsure and draft.attempts < _MAX_ATTEMPTS:
                 pause = budget.pause()
                 if pause is None:

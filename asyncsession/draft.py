@@ -158,9 +158,11 @@ class Draft:
         log, latest = self._log, self.settings.cache.get(self.handle)
         if latest is None or log is None or not self.is_needed:
             return
-        if self.serial or self.is_privileged or self.guarded():
-            return
-        if latest.version > log.version:
+        if latest.version == log.version and latest.tip == log.tip and latest.stamp > log.stamp:
+            self._log = latest  # a load has noted meanwhile that the session was seen
+        elif latest.version > log.version and not (
+            self.serial or self.is_privileged or self.guarded()
+        ):
             self._log = latest
 
     def guarded(self) -> list[str]:
@@ -198,6 +200,15 @@ class Draft:
             raise SessionConflict("changed by somebody else meanwhile", refused)
         self._log = log
 
+    def reload(self, log: Log) -> None:
+        """Put the changes on top of a log as a load tells it; raises what `rebase` raises.
+
+        That does not tell the ids of folded commits, and a lost copy of this one may be among them.
+        So the next attempt folds the log: for a snapshot the script looks through all there is.
+        """
+        self.reloaded = True
+        self.rebase(log)
+
     def move(self, reply: Reply) -> None:
         """Turn to the successor that a tombstone names.
 
@@ -230,7 +241,7 @@ class Draft:
         self._guarded_principal = True
         principal = self.changes.pop(PRINCIPAL, None)
         try:
-            self.rebase(log)
+            self.reload(log)
         except BaseException:
             if principal is not None:
                 self.changes[PRINCIPAL] = principal

@@ -204,6 +204,7 @@ class Log:
         """Tell whether this is `log` and the frames of `tail`."""
         return (
             self.tip == tail[-ID_BYTES:]
+            and self.stamp == int.from_bytes(tail[-TRAILER_BYTES:-ID_BYTES], "big")
             and self.length == log.length + len(tail)
             and self.incarnation == log.incarnation
         )
@@ -221,7 +222,9 @@ class Log:
     @property
     def base(self) -> bytes:
         """What tells the scripts, beside the length, which log this is; empty for an empty one."""
-        return self.tip + self.version.to_bytes(6, "big") if self.tip else b""
+        if not self.tip:
+            return b""
+        return self.stamp.to_bytes(6, "big") + self.tip + self.version.to_bytes(6, "big")
 
     @property
     def memory(self) -> int:

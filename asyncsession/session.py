@@ -165,7 +165,10 @@ class Session(MutableMapping[str, Any]):
     @property
     def has_joined(self) -> bool:
         """Whether its principal is the stored one, in whose index it is listed."""
-        return self.joining is None and PRINCIPAL not in self._held
+        is_held = PRINCIPAL in self._held
+        return self.joining is None and not (
+            is_held and self.held_principal != self.stored_principal
+        )
 
     @property
     def stored_principal(self) -> str | None:
@@ -263,6 +266,8 @@ class Session(MutableMapping[str, Any]):
     def changes(self, policies: Policies) -> dict[str, Change]:
         """Return what has changed since the session was loaded.
 
+        A dict whose keys are only in another order is no change, and gets the stored order back.
+
         Raises:
             InvalidSessionValue: naming the key and the type that cannot be kept.
         """
@@ -277,7 +282,8 @@ class Session(MutableMapping[str, Any]):
             if bases:
                 base = bases.get(key, base)
             policy = last_write if key[:1] == _RESERVED else policies[key]
-            if packed is not None and policy.sets_scalars and type(ours) in _FIXED:
+            is_scalar = type(ours) in _FIXED and key not in bases
+            if packed is not None and is_scalar and policy.sets_scalars:
                 delta: bytes | None = SET_BYTE + packed
             else:
                 delta = policy.diff(base, ours)

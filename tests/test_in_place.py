@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from support.backends import Backend
 
-from asyncsession import Session, SessionManager, merge
+from asyncsession import InvalidSessionData, Session, SessionManager, merge
 from asyncsession.blob import HEADER_BYTES
 from asyncsession.ids import store_key
+from asyncsession.protocol import Call, Lost
 
 MERGE = {"n": merge.counter}
 LARGE, SMALL = 20_000, 1_000
@@ -184,3 +186,140 @@ async def test_of_many_writers_one_compacts(
     plain = await backend.manager(merge=MERGE, cache_bytes=0).load(session.id)
     assert plain["n"] == session["n"] + 8
     assert all(plain[f"own {number}"] == number for number in range(8))
+
+
+def loses(
+    manager: SessionManager,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: Callable[[], Awaitable[None]],
+) -> None:
+    """Have the answer to the next commit get lost, and something happen before it asks again."""
+    call, lost = manager._transport.call, False
+
+    async def losing(step: Call) -> Any:
+        nonlocal lost
+        reply = await call(step)
+        if step.script != "commit" or lost:
+            return reply
+        lost = True
+        await meanwhile()
+        raise Lost("by the test")
+
+    monkeypatch.setattr(manager._transport, "call", losing)
+
+
+@pytest.mark.parametrize("history", ["large", "many commits"])
+async def test_a_folded_copy_of_a_login_is_found_behind_a_rotation(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, history: str
+) -> None:
+    """Whoever yields to the rotation rests on a load, which does not tell the listed ids."""
+    ours, theirs = (backend.manager(merge=MERGE) for _ in range(2))
+    session = await made(ours, 6_000 if history == "large" else 300)
+    for _ in range(520 if history == "many commits" else 0):
+        session["k"] = session.version
+        await ours.save(session)
+    login, other = await ours.load(session.id), await theirs.load(session.id)
+    login.principal = "user:1"
+    login["n"] += 1
+
+    async def rotated_and_folded() -> None:
+        await theirs.rotate(other)
+        for number in range(60):
+            other["k"] = number
+            await theirs.save(other)
+
+    loses(ours, monkeypatch, rotated_and_folded)
+    await ours.save(login)
+    assert (await theirs.load(other.id))["n"] == 1
+
+
+@pytest.mark.parametrize("other", ["as long", "of another length"])
+async def test_a_commit_done_again_after_a_failover_is_another_base(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """The failover lost what stood before it, and something else stands there now."""
+    reader, one, two, three = (backend.manager() for _ in range(4))
+    session = await made(one, 300)
+    key = key_of(one, session)
+    lost, kept, again = [await manager.load(session.id) for manager in (one, two, three)]
+    replicated = await backend.redis.get(key)
+    lost["b"] = "lost"
+    kept["d"] = "kept" if other == "as long" else "something longer"
+    again["c"] = "done again"
+
+    async def failover() -> None:
+        assert set(await reader.load(session.id)) >= {"b", "c"}
+        await backend.redis.set(key, replicated, px=80_000_000)
+        await two.save(kept)
+
+    await one.save(lost)
+    loses(three, monkeypatch, failover)
+    await three.save(again)
+    expected = dict(await backend.manager(cache_bytes=0).load(session.id))
+    assert set(expected) >= {"c", "d"}
+    session = await reader.load(session.id)
+    assert dict(session) == expected
+    for number in range(30):
+        session["number"] = number
+        await reader.save(session)
+    last = await backend.manager(cache_bytes=0).load(session.id)
+    assert dict(last) == expected | {"number": 29}
+
+
+@pytest.mark.parametrize("size", [100, LARGE])
+async def test_a_damaged_kind_is_noticed_by_whoever_knows_the_session(
+    backend: Backend, size: int
+) -> None:
+    manager = backend.manager()
+    session = await made(manager, size)
+    key = key_of(manager, session)
+    damaged = b"X".join(((await backend.redis.get(key))[:3], (await backend.redis.get(key))[4:]))
+    await backend.redis.set(key, damaged)
+    with pytest.raises(InvalidSessionData):
+        await manager.load(session.id)
+    session["n"] = 5
+    with pytest.raises(InvalidSessionData):
+        await manager.save(session)
+    assert await backend.redis.get(key) == damaged
+
+
+async def test_a_scalar_that_was_taken_back_leaves_what_others_wrote(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = backend.manager(), backend.manager()
+    session = await made(ours, 300)
+    session["k"] = "a"
+    await ours.save(session)
+    async with theirs.session(session.id) as other:
+        other["k"] = "c"
+    call = ours._transport.call
+
+    async def changing(step: Call) -> Any:
+        session["k"] = "b"
+        return await call(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ours._transport, "call", changing)
+        session["n"] = 1
+        await ours.save(session)
+    session["k"] = "a"
+    assert await ours.save(session) == (session.version, 0, (), (), ())
+    assert session["k"] == (await theirs.load(session.id))["k"] == "c"
+
+
+async def test_the_largest_session_with_room_can_be_read(valkey: Backend) -> None:
+    """Stale writers may leave a log that is as long as one can be."""
+    manager = valkey.manager(max_bytes=2**24, timeout=10)
+    session = await manager.load()
+    session["k"] = "x" * (2**24 - 600)
+    await manager.save(session)
+    stale = [await valkey.manager(max_bytes=2**24, timeout=10).load(session.id) for _ in range(3)]
+    for number, one in enumerate(stale):
+        one["k"] = f"{number}" * (2**24 - 600)
+        await manager.save(one)
+    last = await manager.load(session.id)
+    for _ in range(3):
+        last["n"] = last.version
+        await manager.save(last)
+    fresh = await valkey.manager(cache_bytes=0).load(session.id)
+    assert fresh["n"] == last["n"]

@@ -7,8 +7,8 @@
 -- ARGV[1]   head: magic (2), format (1), kind (1) and incarnation (8) of the live session
 -- ARGV[2]   commit id: 16 random bytes
 -- ARGV[3]   base length: bytes of log that the committer has seen; 0 to create
--- ARGV[4]   base tip: id (16) of the last commit it has seen, and how many there had been (6); empty
---           to create
+-- ARGV[4]   base tip: stamp (6) and id (16) of the last frame it has seen, and how many commits there
+--           had been (6); empty to create
 -- ARGV[5]   issued: ms on the server's clock as the committer knew it when it first sent this
 -- ARGV[6]   idle timeout, ms
 -- ARGV[7]   absolute timeout, ms; used when creating
@@ -27,7 +27,7 @@
 -- Returns   {code, commit id, now, base found, data}, or now (6 bytes) and commit id as one string
 --           for OK with nothing between the base and this frame. Base found: 1, or 0 if it is not;
 --           2 if it is not at its place any more, since the log was compacted: then data begins with
---           where it is
+--           where it is (14 bytes, see `moved` in blobs.lua)
 --   OK         data: frames between the base and this one; without the base, header and whole log
 --   APPLIED    it had been done before; data as for OK, with this commit's frame in it
 --   CONFLICT   a guarded key has changed; data: frames after the base, or header and whole log
@@ -95,7 +95,8 @@ local function answer(code)
 end
 
 local retired, forgotten, left = number(blob, 37, 4), number(blob, 31, 6), number(blob, 19, 6) - now
--- A committer that has seen its own frame does not ask, so what is hidden does not hold it.
+-- What `look` leaves out does not hold it: a committer whose base may have its own frame in it, since
+-- a load told of that, which does not tell the listed ids, sends a snapshot; then nothing is left out.
 if string.find(blob, id, 1, true) then
   -- Its expiry is set again so that this connection has written, too: WAIT looks no further back.
   local ttl = math.max(redis.call('PTTL', key), math.min(tonumber(ARGV[6]), left))

@@ -8,14 +8,15 @@
 -- ARGV[2]   idle timeout, ms; 0 to look only, and to write nothing
 -- ARGV[3]   touch interval, ms
 -- ARGV[4]   base length: bytes of log that the caller knows; 0 for none
--- ARGV[5]   base tip: id (16) of the last commit it knows, and how many there had been (6); empty
---           for none
+-- ARGV[5]   base tip: stamp (6) and id (16) of the last frame it knows, and how many commits there had
+--           been (6); empty for none
 -- ARGV[6]   ms that the caller takes this clock to show, for a reply without it; 0 for one with it
 --
 -- Returns   {code, now, data}, or data alone for OK where nothing was due to be put off
 --   OK         data: header and whole log; where the base is found, '+', the stamp (6) of the last
 --              frame, and the frames after the base; where it is not at its place any more, since
---              the log was compacted, '-' instead of '+', and where it is between stamp and frames
+--              the log was compacted, '-' instead of '+', and where it is (14 bytes, see `moved` in
+--              blobs.lua) between stamp and frames
 --   GONE       nothing there, destroyed, or past its deadline
 --   MOVED      rotated away; data: the handle of the successor
 --   UNREADABLE what is there is not of this format

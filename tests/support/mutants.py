@@ -41,7 +41,7 @@ MUTANTS: dict[str, ScriptMutant | Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "length for a version": ScriptMutant(
         "commit",
-        "if sub(blob, base - 15, base) ~= sub(tip, 1, 16) then",
+        "if sub(blob, base - TRAILER + 1, base) ~= sub(tip, 1, TRAILER) then",
         "if base > #blob then",
     ),
     "ids forgotten at compaction": ScriptMutant(
