@@ -313,10 +313,12 @@ async def test_the_largest_session_with_room_can_be_read(valkey: Backend) -> Non
     session = await manager.load()
     session["k"] = "x" * (2**24 - 600)
     await manager.save(session)
-    stale = [await valkey.manager(max_bytes=2**24, timeout=10).load(session.id) for _ in range(3)]
-    for number, one in enumerate(stale):
+    others = [valkey.manager(max_bytes=2**24, timeout=10) for _ in range(3)]
+    stale = [await other.load(session.id) for other in others]
+    for number, (other, one) in enumerate(zip(others, stale, strict=True)):
         one["k"] = f"{number}" * (2**24 - 600)
-        await manager.save(one)
+        await other.save(one)
+    assert await valkey.redis.strlen(key_of(manager, session)) > 2**26
     last = await manager.load(session.id)
     for _ in range(3):
         last["n"] = last.version
