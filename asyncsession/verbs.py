@@ -129,6 +129,9 @@ def touch(settings: Settings, session: Session) -> Machine[None]:
         raise _gone()
     _note(session, handle)
     session.note_seen(reply.now)
+    latest = settings.cache.get(handle)
+    if latest is not None and session.log is not None and latest.tip == session.log.tip:
+        settings.cache.put(handle, session.log)
 
 
 def destroy(settings: Settings, target: Session | str) -> Machine[None]:

@@ -183,7 +183,7 @@ async def test_a_value_longer_than_any_log_is_not_read(backend: Backend) -> None
         pytest.skip("once is enough, for so much memory")
     target, *_ = await victim(backend)
     attempts = await target.attempts()
-    await backend.redis.setrange(target.key, 68_000_000, b"x")
+    await backend.redis.setrange(target.key, 72_000_000, b"x")
     size = await backend.redis.strlen(target.key)
     for verb in ("load", "save", "touch"):
         with pytest.raises(InvalidSessionData):

@@ -251,7 +251,7 @@ def test_conflict_resolves_on_their_value_and_keeps_the_rest() -> None:
     theirs = frame(b"theirs", a=3)
 
     def second(call: Call) -> Any:
-        assert call.args[3] == b"theirs".ljust(16, b"_") + (2).to_bytes(6, "big")
+        assert call.args[3] == theirs[-22:] + (2).to_bytes(6, "big")
         return reply(Code.OK)(call)
 
     commit = drive(

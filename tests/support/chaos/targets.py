@@ -201,6 +201,9 @@ def _live(redis: Redis, key: str | bytes) -> bytes | None:
 
 
 def _log(blob: bytes) -> Log:
-    """Return the log of a blob as it is stored, with the ids of folded commits."""
+    """Return the log of a blob as it is stored, with ids of folded commits and room behind it."""
     retired = int.from_bytes(blob[HEADER_BYTES - 4 : HEADER_BYTES], "big")
-    return Log.parse(blob[:HEADER_BYTES] + blob[HEADER_BYTES + retired :])
+    frames, end = blob[HEADER_BYTES + retired :], 0
+    while length := int.from_bytes(frames[end : end + 4], "big"):
+        end += 4 + length
+    return Log.parse(blob[:HEADER_BYTES] + frames[:end])
