@@ -31,9 +31,9 @@ def test_faulted_commits(target: str) -> None:
     assert min(result.events[one] for one in ("kill", "memory", "pause", "readonly")) > 0
 
 
-def small(faults: tuple[str, ...], *, mutant: str = "", kept_ids: int = 0) -> Result:
+def small(faults: tuple[str, ...], *, mutant: str = "", kept_ids: int = 0, seed: int = 1) -> Result:
     plan = Plan(
-        seed=1,
+        seed=seed,
         commits=400,
         target=available()[0],
         processes=1,
@@ -67,11 +67,17 @@ SLOWEST = "tombstones are no obstacle"
     [pytest.param(name, marks=pytest.mark.soak if name == SLOWEST else ()) for name in MUTANTS],
 )
 def test_mutant_is_caught(mutant: str) -> None:
-    """By the clients and the checker that find nothing in the library as it is, see above."""
+    """By the clients and the checker that find nothing in the library as it is, see above.
+
+    What coincides with what is up to the machine, so a run may miss it.
+    """
     kept_ids = 1 if "forgotten is not" in mutant else 0
-    result = small(CATCHERS[mutant], mutant=mutant, kept_ids=kept_ids)
     allowed = LOSSES if "rewind" in CATCHERS[mutant] else set()
-    assert {violation.rule for violation in result.violations} - allowed
+    for seed in range(1, 5):
+        result = small(CATCHERS[mutant], mutant=mutant, kept_ids=kept_ids, seed=seed)
+        if {violation.rule for violation in result.violations} - allowed:
+            return
+    pytest.fail("four runs broke no rule")
 
 
 def test_lost_writes_leave_nothing_broken() -> None:
