@@ -59,7 +59,7 @@ from asyncsession.errors import (
     TooManySessions,
 )
 from asyncsession.ids import session_handle
-from asyncsession.machine import COMMIT_WINDOW, Budget, Clock, Settings, give_up, send
+from asyncsession.machine import Budget, Clock, Settings, give_up, send
 from asyncsession.protocol import BlockingTransport, Call, Code, Machine, Transport
 from asyncsession.session import PRINCIPAL, Session
 
@@ -255,12 +255,10 @@ def _adopt(
     keys = (place.mark, settings.key(session_handle(place.session_id(mark))))
     live = head(Kind.LIVE, secrets.token_bytes(8))
     written = (mark, lasts, live, original.frame, secrets.token_bytes(16))
-    timeouts, window = (settings.idle, settings.absolute), round(COMMIT_WINDOW * 1000)
+    timeouts = settings.idle, settings.absolute
     while True:
         issued = settings.clock.now() or 0
-        reply = yield from send(
-            settings, budget, "adopt", keys, *written, *timeouts, issued, window
-        )
+        reply = yield from send(settings, budget, "adopt", keys, *written, *timeouts, issued)
         if reply.code is not Code.LATE:
             standing: bytes = reply.data
             return standing

@@ -11,15 +11,7 @@ from asyncsession.delta import SET_BYTE, Op, Review, encode, review
 from asyncsession.errors import InvalidSessionData, SessionConflict, SessionGone
 from asyncsession.ids import checked_handle, session_handle
 from asyncsession.log import Log
-from asyncsession.machine import (
-    COMMIT_WINDOW,
-    KEPT_IDS,
-    RETRY_HORIZON,
-    Budget,
-    Reply,
-    Settings,
-    give_up,
-)
+from asyncsession.machine import Budget, Reply, Settings, give_up
 from asyncsession.merge import Refused
 from asyncsession.operations import MISSING, same
 from asyncsession.outcome import Commit
@@ -32,9 +24,9 @@ __all__ = ["Draft"]
 
 ROTATION_GRACE = 120.0
 """Seconds for which commits of requests that loaded before a rotation find the successor: longer
-than web servers and proxies let a request run by default (nginx 60, gunicorn 30)."""
+than web servers and proxies let a request run by default (nginx 60, gunicorn 30). The commit script
+repeats this number; a test compares."""
 
-_WINDOW = str(round(COMMIT_WINDOW * 1000))
 _ADD = int(Op.ADD)
 _MAX_HOPS = 16  # rotations one commit follows
 
@@ -105,31 +97,19 @@ class Draft:
         self._folded, self._snapshot = None, b""
         if log is not None and log.length and fold:
             self._folded, self._snapshot = log.compacted()
-        return (
-            head(Kind.LIVE, self.session.incarnation),
+        base = b"" if log is None else log.base
+        terms = b"".join((
             self._id,
-            log.length if log else 0,
-            log.base if log else b"",
-            0 if self.has_landed else self._issued,
-            settings.idle,
-            settings.absolute,
-            self._frame,
-            self._guards(),
-            self._room * HEADROOM,
-            _WINDOW,
-            *self._more(),
-        )
-
-    def _more(self) -> tuple[bytes | str | int, ...]:
-        """Return the arguments for a compaction or a rotation; none for any other commit."""
-        if not self._snapshot and self.new_id is None:
-            return ()
-        tombstone = b""
+            head(Kind.LIVE, self.session.incarnation),
+            (0 if self.has_landed else self._issued).to_bytes(6, "big"),
+            settings.terms,
+            (self._room * HEADROOM).to_bytes(4, "big"),
+            base,
+            self._guards() if base else b"",
+        ))  # fmt: skip
         if self.new_id is not None:
-            tombstone = head(Kind.MOVED, self.session.incarnation)
-            tombstone += session_handle(self.new_id).encode()
-        horizon = round(RETRY_HORIZON * 1000)
-        return self._snapshot, horizon, KEPT_IDS, tombstone, round(ROTATION_GRACE * 1000)
+            return terms, self._frame, self._snapshot, session_handle(self.new_id)
+        return (terms, self._frame, self._snapshot) if self._snapshot else (terms, self._frame)
 
     @property
     def is_privileged(self) -> bool:

@@ -18,7 +18,7 @@ HORIZON = round(RETRY_HORIZON * 1000)
 MAGIC = FORMAT[:2]
 """What any session of ours begins with, whatever its format."""
 
-LOOK: tuple[bytes | int, ...] = (FORMAT, 0, 0, 0, b"", 0)
+LOOK = (bytes(12),)
 """The arguments of a load that only looks: it fetches the whole log, and writes nothing."""
 
 _MAX_HOPS = 16

@@ -37,6 +37,8 @@ _AT_BASE, _MOVED_BASE = b"+", b"-"
 """What a load's answer begins with where its base was found, and where it was found elsewhere."""
 
 _FETCHED = 7
+_BASE = struct.Struct(">IHI16sHI")  # its length, stamp, tip, version; the scripts say what for
+_LOW = 0xFFFFFFFF  # a number of 6 bytes is packed as two
 _PLACE = struct.Struct(">IIHI")  # of a base in a compacted log: its end, the snapshot's, `folded`
 _LOG_MEMORY, _KEY_MEMORY = 800, 180  # bytes, of a log and of each key beside what is stored of it
 
@@ -221,10 +223,13 @@ class Log:
 
     @property
     def base(self) -> bytes:
-        """What tells the scripts, beside the length, which log this is; empty for an empty one."""
+        """What tells the scripts which log this is; empty for an empty one."""
         if not self.tip:
             return b""
-        return self.stamp.to_bytes(6, "big") + self.tip + self.version.to_bytes(6, "big")
+        stamp, version = self.stamp, self.version
+        return _BASE.pack(
+            self.length, stamp >> 32, stamp & _LOW, self.tip, version >> 32, version & _LOW
+        )
 
     @property
     def memory(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from asyncsession.blob import ID_BYTES
 from asyncsession.cache import Cache
 from asyncsession.errors import CommitOutcomeUnknown, InvalidSessionData, StoreUnavailable
 from asyncsession.ids import index_key, store_key
@@ -32,7 +33,8 @@ MAX_TIMEOUT = 10.0
 
 COMMIT_WINDOW = 15.0
 """Seconds after a commit was first sent in which a copy of it may take effect. The scripts refuse
-later copies by the server's own clock, so nothing delayed in the network can surprise anybody."""
+later copies by the server's own clock, so nothing delayed in the network can surprise anybody.
+They repeat this number and the next two; a test compares."""
 
 KEPT_IDS = 1024
 """Folded commit ids that a blob remembers at the most, so that a session that is written to without
@@ -42,8 +44,6 @@ RETRY_HORIZON = 30.0
 """Seconds for which the ids of folded commits and the tombstones of ended sessions are kept: the
 window, and as much again for servers whose clocks differ when one takes over from another."""
 
-_TOUCHES = 10  # the idle timeout is put off once in a tenth of it, and at least once a minute
-_LONGEST_TOUCH = 60_000  # ms
 _RECENT = 60.0  # seconds; in which clocks do not drift apart by more than some milliseconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.25  # seconds; full jitter below them, doubling
 
@@ -77,7 +77,7 @@ class Settings:
     Attributes:
         durability: what a write waits for; None for the server's own word.
         idle, absolute: the timeouts in ms.
-        interval: ms in which the idle timeout is put off once at the most.
+        terms: both as the commit script takes them.
     """
 
     prefix: str
@@ -93,12 +93,13 @@ class Settings:
     cache: Cache = field(default_factory=Cache)
     idle: int = field(init=False)
     absolute: int = field(init=False)
-    interval: int = field(init=False)
+    terms: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "idle", round(self.idle_timeout * 1000))
-        object.__setattr__(self, "absolute", round(self.absolute_timeout * 1000))
-        object.__setattr__(self, "interval", min(self.idle // _TOUCHES, _LONGEST_TOUCH))
+        idle, absolute = round(self.idle_timeout * 1000), round(self.absolute_timeout * 1000)
+        object.__setattr__(self, "idle", idle)
+        object.__setattr__(self, "absolute", absolute)
+        object.__setattr__(self, "terms", idle.to_bytes(6, "big") + absolute.to_bytes(6, "big"))
 
     def key(self, handle: str) -> str:
         """Return the Redis key of a session."""
@@ -282,6 +283,6 @@ def _read(script: str, raw: Any, args: tuple[bytes | str | int, ...]) -> Reply:
     else:
         code, echo, now, found, data = raw
         reply = Reply(_CODES[code], now, data, found)
-    if echo != args[1]:
+    if echo != cast("bytes", args[0])[:ID_BYTES]:
         raise Lost("the reply belongs to another commit")
     return reply

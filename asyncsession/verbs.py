@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from asyncsession.blob import FORMAT, Kind, head
+from asyncsession.blob import Kind, head
 from asyncsession.errors import (
     CommitOutcomeUnknown,
     InvalidSessionData,
@@ -41,11 +41,9 @@ def load(settings: Settings, session_id: object) -> Machine[Session]:
     budget = Budget(settings.timeout)
     key = (settings.key(handle),)
     known = settings.cache.get(handle)
-    base, tip = (known.length, known.base) if known is not None else (0, b"")
-    now = settings.clock.recent()
-    reply = yield from send(
-        settings, budget, "load", key, FORMAT, settings.idle, settings.interval, base, tip, now
-    )
+    base = b"" if known is None else known.base
+    terms = settings.terms[:6] + settings.clock.recent().to_bytes(6, "big") + base
+    reply = yield from send(settings, budget, "load", key, terms)
     if reply.code is Code.OK:
         log = Log.fetched(reply.data, known, settings.cache.get(handle))
         if log is not known:

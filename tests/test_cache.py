@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.backends import Backend
+from support.commits import terms
 from support.logs import blob, set_
 
 from asyncsession import (
@@ -193,7 +194,7 @@ async def test_a_commit_starts_from_what_the_process_has_seen(
     late["draft"] = "ours"
     commit = await manager.save(late)
     assert len(sent) == 1
-    assert sent[0].args[2] == latest.length
+    assert terms(sent[0]).length == latest.length
     assert (commit.attempts, commit.merged, commit.overwritten) == (1, ("n",), ("draft",))
     assert (late["n"], late["draft"], late.version) == (7, "ours", 8)
     assert dict(await backend.manager(merge=MERGE).load(session_id)) == dict(late)

@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 from support.backends import Backend
+from support.commits import at_another_time
+from support.faults import is_commit
 from support.proxy import Decide, Fault, FaultProxy, is_script, seeded
 from support.scenarios import (
     POLICIES,
@@ -117,7 +119,7 @@ async def test_saving_again_after_an_unknown_create(valkey: Backend) -> None:
         await manager.load("abc." + "x" * 32)
         session = await manager.load()
         session["n"], session.principal = 1, "user:1"
-        proxy.decide = lambda r: Fault.SWALLOW if is_script(r) and len(r) > 12 else Fault.PASS
+        proxy.decide = lambda r: Fault.SWALLOW if is_commit(r) else Fault.PASS
         for _ in range(2):
             with pytest.raises(CommitOutcomeUnknown):
                 await manager.save(session)
@@ -138,7 +140,7 @@ async def test_rotating_again_after_an_unknown_rotation(valkey: Backend) -> None
         await manager.save(session)
         session["n"] += 1
         session.principal = "user:1"
-        proxy.decide = lambda r: Fault.SWALLOW if is_script(r) and len(r) > 12 else Fault.PASS
+        proxy.decide = lambda r: Fault.SWALLOW if is_commit(r) else Fault.PASS
         with pytest.raises(CommitOutcomeUnknown):
             await manager.rotate(session)
         proxy.decide = lambda _: Fault.PASS
@@ -187,7 +189,7 @@ async def test_a_copy_later_than_the_window_does_nothing(valkey: Backend) -> Non
     sent: list[list[bytes]] = []
 
     def keep(request: list[bytes]) -> Fault:
-        if is_script(request) and len(request) > 12:
+        if is_commit(request):
             sent.append(request)
         return Fault.PASS
 
@@ -198,8 +200,7 @@ async def test_a_copy_later_than_the_window_does_nothing(valkey: Backend) -> Non
         await manager.save(session)
     await valkey.redis.flushdb()
     command = list(sent[-1])
-    late = 3 + 1 + 4  # ARGV[5] follows EVALSHA, the digest, the number of keys, and one key
-    command[late] = str(int(command[late]) - 16_000).encode()
+    command[4] = at_another_time(command[4], -16_000)  # behind EVALSHA, digest, "1" and the key
     reply = await valkey.redis.execute_command(*command)
     assert reply[0] == 7
     assert await valkey.keys() == []

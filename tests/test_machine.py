@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
+from support.commits import terms
 
 from asyncsession import (
     CommitOutcomeUnknown,
@@ -87,7 +88,7 @@ def drive(machine: Machine[T], *answers: Answer | Exception) -> T:
 
 
 def reply(code: Code, *, found: int = 1, data: bytes = b"", now: int = NOW) -> Answer:
-    return lambda call: [code, call.args[1], now, found, data]
+    return lambda call: [code, terms(call).id, now, found, data]
 
 
 LOST, AWAY, FULL = Lost("x"), Refused("down", passing=True), Refused("OOM", passing=False)
@@ -109,7 +110,7 @@ def test_a_commit_keeps_its_id_through_retries() -> None:
     def note(call: Call) -> Any:
         calls.append(call)
         own: Any = call.args
-        return reply(Code.APPLIED, data=own[7] + NOW.to_bytes(6, "big") + own[1])(call)
+        return reply(Code.APPLIED, data=own[1] + NOW.to_bytes(6, "big") + own[0][:16])(call)
 
     machine = verbs.save(settings(), session)
     first = next(machine)
@@ -180,12 +181,12 @@ def test_late_before_anything_was_lost_begins_anew() -> None:
     session["a"] = 2
 
     def late(call: Call) -> Any:
-        ids.append(call.args[1])
+        ids.append(terms(call).id)
         return reply(Code.LATE, now=NOW + 3_600_000)(call)
 
     def fine(call: Call) -> Any:
-        ids.append(call.args[1])
-        assert NOW + 3_600_000 <= call.args[4] <= NOW + 3_601_000  # type: ignore[operator]
+        ids.append(terms(call).id)
+        assert NOW + 3_600_000 <= terms(call).issued <= NOW + 3_601_000
         return reply(Code.OK, now=NOW + 3_600_001)(call)
 
     assert drive(verbs.save(made, session), late, fine).version == 2
@@ -203,7 +204,7 @@ def test_late_is_begun_anew_by_the_clock_of_the_server_that_said_so() -> None:
     made.clock.observe(NOW + 3_600_000)
     again = machine.send(None)
     assert isinstance(again, Call)
-    assert NOW <= again.args[4] <= NOW + 1000  # type: ignore[operator]
+    assert NOW <= terms(again).issued <= NOW + 1000
 
 
 def test_late_after_a_loss_is_unknown() -> None:
@@ -233,7 +234,7 @@ def test_too_large_is_tried_again_on_what_is_there_now_folded() -> None:
     fresh = [Code.OK, NOW, blob(b"incarnat", frame(b"first", a=1), frame(b"second", b=1))]
 
     def folded(call: Call) -> Any:
-        assert call.args[9], "a snapshot goes along"
+        assert call.args[2], "a snapshot goes along"
         return reply(Code.OK)(call)
 
     drive(
@@ -251,7 +252,7 @@ def test_conflict_resolves_on_their_value_and_keeps_the_rest() -> None:
     theirs = frame(b"theirs", a=3)
 
     def second(call: Call) -> Any:
-        assert call.args[3] == theirs[-22:] + (2).to_bytes(6, "big")
+        assert terms(call).base == theirs[-22:] + (2).to_bytes(6, "big")
         return reply(Code.OK)(call)
 
     commit = drive(
@@ -318,7 +319,7 @@ def test_saving_again_after_an_unknown_outcome_finishes_the_same_commit() -> Non
     def applied(call: Call) -> Any:
         seen.append(call)
         own: Any = call.args
-        return reply(Code.APPLIED, data=own[7] + NOW.to_bytes(6, "big") + own[1])(call)
+        return reply(Code.APPLIED, data=own[1] + NOW.to_bytes(6, "big") + own[0][:16])(call)
 
     def fine(call: Call) -> Any:
         seen.append(call)
@@ -331,7 +332,7 @@ def test_saving_again_after_an_unknown_outcome_finishes_the_same_commit() -> Non
     commit = drive(verbs.save(made, session), applied, fine)
     assert session["n"] == 7
     assert commit.version == 3
-    assert seen[0].args[1] != seen[1].args[1]
+    assert terms(seen[0]).id != terms(seen[1]).id
     assert not session.modified
     assert session.unanswered is None
 
@@ -391,7 +392,7 @@ def test_a_first_commit_asks_for_the_clock() -> None:
         return [Code.GONE, NOW, b""]
 
     def create(call: Call) -> Any:
-        assert call.args[2:4] == (0, b"")
+        assert terms(call)[6:] == (0, b"", b"")
         return reply(Code.OK, found=0, data=blob(session.incarnation))(call)
 
     assert drive(verbs.save(made, session), peek, create).version == 1

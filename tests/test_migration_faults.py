@@ -14,7 +14,6 @@ from support.migrating import DATA, Browser, Crash, Theirs, breaking, of_user, o
 from support.proxy import Fault, FaultProxy, is_script, seeded
 
 from asyncsession import InvalidSessionData, Session, StoreUnavailable
-from asyncsession.machine import COMMIT_WINDOW
 from asyncsession.protocol import Code
 from asyncsession.scripts import SCRIPTS, Script
 
@@ -214,11 +213,10 @@ async def late_copy(theirs: Theirs) -> None:
     await browser.manager.destroy(await browser.come())
     await theirs.clear()
     (copy,) = [call for call in calls if len(call.keys) == 2]
-    issued, window = copy.args[7:9]
+    issued = copy.args[7]
     assert isinstance(issued, int)
-    assert window == COMMIT_WINDOW * 1000
     for moment in (issued - 16_000, issued + 3_600_000):
-        held = copy._replace(args=(*copy.args[:7], moment, window))
+        held = copy._replace(args=(*copy.args[:7], moment))
         code, *_ = await browser.manager._transport.call(held)
         assert code == Code.LATE
     assert await theirs.ours() == []
@@ -244,7 +242,7 @@ async def for_ever(theirs: Theirs) -> None:
 MUTANTS: dict[str, tuple[str, str, Callable[[Theirs], Awaitable[None]]]] = {
     "the mark is not set": ("redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])", "", once),
     "the mark is not asked": ("return {OK, now, mark}", "", once),
-    "no window": ("if issued > now + SLACK or now > issued + ARGV[9] then", "if false then",
+    "no window": ("if issued > now + SLACK or now > issued + WINDOW then", "if false then",
                   late_copy),
     "the future is no obstacle": ("issued > now + SLACK or ", "", late_copy),
     "every mark expires": ("if ARGV[2] == '0' then", "if false then", for_ever),

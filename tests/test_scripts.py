@@ -8,8 +8,9 @@ from importlib.resources import files
 import pytest
 
 from asyncsession.blob import FORMAT, HEADER_BYTES
+from asyncsession.draft import ROTATION_GRACE
 from asyncsession.log import Log
-from asyncsession.machine import KEPT_IDS
+from asyncsession.machine import COMMIT_WINDOW, KEPT_IDS, RETRY_HORIZON
 from asyncsession.protocol import Code
 from asyncsession.scripts import SCRIPTS
 from asyncsession.setup import MAX_BYTES
@@ -84,7 +85,7 @@ def test_every_key_touched_is_passed_in_keys(name: str) -> None:
         r"(?:redis\.call|attempt)\('(\w+)'(?:, ([^,)]+))?", body(name)
     ):
         if command != "TIME":
-            assert argument.startswith(("KEYS[", "key", "index")), (command, argument)
+            assert argument.startswith(("KEYS[", "key", "new_key", "index")), (command, argument)
 
 
 def test_python_and_lua_agree_on_the_header() -> None:
@@ -94,4 +95,20 @@ def test_python_and_lua_agree_on_the_header() -> None:
     (longest,) = re.findall(r"^local LONGEST = '(\d+)'", body("load"), re.M)
     log = MAX_BYTES * HEADROOM + HEADER_BYTES + KEPT_IDS * 22
     assert int(longest) >= log + log // 16
+    assert f"local FORMAT = 'aS\\{FORMAT[2]}'" in body("load")
     assert Log.parse(FORMAT + b"L" + b"i" * 8 + bytes(28)).version == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "constant", "expected"),
+    [
+        ("adopt", "WINDOW", COMMIT_WINDOW * 1000),
+        ("commit", "WINDOW", COMMIT_WINDOW * 1000),
+        ("commit", "HORIZON", RETRY_HORIZON * 1000),
+        ("commit", "KEPT_IDS", KEPT_IDS),
+        ("commit", "GRACE", ROTATION_GRACE * 1000),
+    ],
+)
+def test_python_and_lua_agree_on_constants(name: str, constant: str, expected: float) -> None:
+    (number,) = re.findall(rf"^local {constant} = (\d+)$", body(name).replace(" \n", "\n"), re.M)
+    assert int(number) == expected

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 from support.backends import Backend
+from support.mutants import rewrite
 from support.proxy import Fault, FaultProxy, is_script
 
 from asyncsession import merge
@@ -107,8 +108,9 @@ async def test_folded_ids_are_forgotten_after_the_horizon(
     manager = valkey.manager(merge={"n": merge.counter})
     session = await manager.load()
     session["n"] = 0
-    for horizon, limit in ((30.0, 22 * 200), (0.0, 34 * 80)):
-        monkeypatch.setattr("asyncsession.draft.RETRY_HORIZON", horizon)
+    for horizon, limit in ((30_000, 22 * 200), (0, 34 * 80)):
+        if not horizon:
+            rewrite(monkeypatch, "commit", "local HORIZON = 30000", "local HORIZON = 0")
         for _ in range(100):
             session["n"] += 1
             await manager.save(session)

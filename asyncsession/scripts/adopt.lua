@@ -11,7 +11,6 @@
 -- ARGV[6]   idle timeout, ms
 -- ARGV[7]   absolute timeout, ms
 -- ARGV[8]   issued: ms on the server's clock when this was first sent, as the sender knew it
--- ARGV[9]   window, ms: copies of this request that come later after it was issued do nothing
 --
 -- Returns   {code, now, data}
 --   OK         it is taken over, by this request or before; data: what the mark holds
@@ -21,6 +20,7 @@
 
 local OK, GONE, LATE, UNREADABLE = 1, 4, 7, 8
 local SLACK = 1000 -- ms that a sender's idea of this clock may run ahead of it
+local WINDOW = 15000 -- ms: copies of this request that come later after it was issued do nothing
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -34,7 +34,7 @@ end
 if not KEYS[2] then return {GONE, now, ''} end
 
 local issued = tonumber(ARGV[8])
-if issued > now + SLACK or now > issued + ARGV[9] then return {LATE, now, ''} end
+if issued > now + SLACK or now > issued + WINDOW then return {LATE, now, ''} end
 local header = ARGV[3] .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. string.rep('\0', 16)
 redis.call('SET', KEYS[2], header .. ARGV[4] .. bytes(now, 6) .. ARGV[5], 'PX', ARGV[6])
 if ARGV[2] == '0' then

@@ -4,25 +4,23 @@
 --
 -- KEYS[1]   the session
 -- KEYS[2]   its new key, for a rotation (left out otherwise); in the same Cluster slot
--- ARGV[1]   head: magic (2), format (1), kind (1) and incarnation (8) of the live session
--- ARGV[2]   commit id: 16 random bytes
--- ARGV[3]   base length: bytes of log that the committer has seen; 0 to create
--- ARGV[4]   base tip: stamp (6) and id (16) of the last frame it has seen, and how many commits there
---           had been (6); empty to create
--- ARGV[5]   issued: ms on the server's clock as the committer knew it when it first sent this
--- ARGV[6]   idle timeout, ms
--- ARGV[7]   absolute timeout, ms; used when creating
--- ARGV[8]   frame, without its stamp and commit id
--- ARGV[9]   guards: key tags (8 bytes each) nobody may have changed since the base; '*' for any
---           key; empty for none, and to create
--- ARGV[10]  size limit of header and log, bytes
--- ARGV[11]  window, ms: copies of this request that come later after it was issued do nothing
--- ARGV[12]  snapshot of the base: the payload of the frame that replaces it; empty for none. This
+-- ARGV[1]   terms, big-endian:
+--             commit id (16): random bytes
+--             head (12): magic (2), format (1), kind (1) and incarnation (8) of the live session
+--             issued (6): ms on the server's clock as the committer knew it when it first sent this
+--             idle timeout (6), ms
+--             absolute timeout (6), ms; used when creating
+--             size limit (4) of header and log, bytes
+--           and, left out to create:
+--             base length (4): bytes of log that the committer has seen
+--             base tip (28): stamp (6) and id (16) of the last frame it has seen, and how many
+--             commits there had been (6)
+--             guards (the rest): key tags (8 bytes each) nobody may have changed since the base;
+--             '*' for any key
+-- ARGV[2]   frame, without its stamp and commit id
+-- ARGV[3]   snapshot of the base: the payload of the frame that replaces it; empty for none. This
 --           and what follows is left out by most commits
--- ARGV[13]  horizon, ms: how long folded commit ids are remembered
--- ARGV[14]  how many folded commit ids are remembered at the most
--- ARGV[15]  tombstone: what the old key holds after a rotation
--- ARGV[16]  how long it holds it, ms
+-- ARGV[4]   the handle that goes with the new key, for a rotation
 --
 -- Returns   {code, commit id, now, base found, data}, or now (6 bytes) and commit id as one string
 --           for OK with nothing between the base and this frame. Base found: 1, or 0 if it is not;
@@ -39,6 +37,11 @@
 
 local OK, APPLIED, CONFLICT, GONE, MOVED, TOO_LARGE, LATE, UNREADABLE = 1, 2, 3, 4, 5, 6, 7, 8
 local SLACK = 1000 -- ms that a committer's idea of this clock may run ahead of it
+local WINDOW = 15000 -- ms: copies of this request that come later after it was issued do nothing
+local HORIZON = 30000 -- ms: how long folded commit ids are remembered
+local KEPT_IDS = 1024 -- folded commit ids that are remembered at the most
+local GRACE = 120000 -- ms that the old key says after a rotation where the session is now
+local TERMS = 50 -- bytes of terms that every commit has
 
 -- Returns zeros to go behind a log of `size` bytes: a sixteenth at the most, and no more than jemalloc
 -- would hand out anyway, which rounds up to quarters of powers of two, unless that is next to nothing.
@@ -53,27 +56,35 @@ end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local head, id, guards, snapshot = ARGV[1], ARGV[2], ARGV[9], ARGV[12] or ''
-local creating, issued = ARGV[4] == '', tonumber(ARGV[5])
-local outside = issued > now + SLACK or now > issued + ARGV[11]
+local key, new_key = KEYS[1], KEYS[2]
+local terms, own, snapshot, successor = ARGV[1], ARGV[2], ARGV[3] or '', ARGV[4]
+local id, head = sub(terms, 1, 16), sub(terms, 17, 28)
+local issued, idle = number(terms, 29, 6), number(terms, 35, 6)
+local creating = #terms == TERMS
+local length, tip, guards = 0, '', ''
+if not creating then
+  length, tip, guards = number(terms, 51, 4), sub(terms, 55, 82), sub(terms, 83)
+end
+local outside = issued > now + SLACK or now > issued + WINDOW
 local stamp = math.max(now, issued)
 
 local function reply(code, found, data)
   return {code, id, now, found or 0, data or ''}
 end
 
-local key, length, tip, all = KEYS[1], tonumber(ARGV[3]), ARGV[4], snapshot ~= '' or KEYS[2]
+local all = snapshot ~= '' or new_key
 local blob, log, base, hidden, place = look(key, length, tip, all)
-local rotated = KEYS[2] and blob == ARGV[15]
+local tombstone = new_key and sub(head, 1, 3) .. 'M' .. sub(head, 5) .. successor
+local rotated = new_key and blob == tombstone
 if rotated then
-  key = KEYS[2]
+  key = new_key
   blob, log, base, hidden, place = look(key, length, tip, all)
 end
 
 if not blob then
   if not creating then return reply(GONE) end
   if outside then return reply(LATE) end
-  blob, log = head .. bytes(now, 6) .. bytes(now + ARGV[7], 6) .. string.rep('\0', 16), HEADER
+  blob, log = head .. bytes(now, 6) .. bytes(now + number(terms, 41, 6), 6) .. string.rep('\0', 16), HEADER
 else
   if sub(blob, 1, 3) ~= sub(head, 1, 3) or #blob < HEAD then return reply(UNREADABLE) end
   if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return reply(GONE) end
@@ -99,7 +110,7 @@ local retired, forgotten, left = number(blob, 37, 4), number(blob, 31, 6), numbe
 -- a load told of that, which does not tell the listed ids, sends a snapshot; then nothing is left out.
 if string.find(blob, id, 1, true) then
   -- Its expiry is set again so that this connection has written, too: WAIT looks no further back.
-  local ttl = math.max(redis.call('PTTL', key), math.min(tonumber(ARGV[6]), left))
+  local ttl = math.max(redis.call('PTTL', key), math.min(idle, left))
   redis.call('PEXPIRE', key, string.format('%.0f', ttl))
   return answer(APPLIED)
 end
@@ -123,7 +134,7 @@ if guards ~= '' then
   end
 end
 
-local size = hidden + last - retired + #ARGV[8] + TRAILER
+local size = hidden + last - retired + #own + TRAILER
 local folded
 if snapshot ~= '' and base then
   local ids, frames, at = {sub(blob, HEADER + 1, log)}, 0, log + 1
@@ -134,8 +145,8 @@ if snapshot ~= '' and base then
     if at <= base then ids[#ids + 1] = sub(blob, at - TRAILER, at - 1) end
   end
   local history = table.concat(ids)
-  local keep, spare = 1, #history - TRAILER * ARGV[14]
-  while keep <= #history and (keep <= spare or number(history, keep, 6) < now - ARGV[13]) do
+  local keep, spare = 1, #history - TRAILER * KEPT_IDS
+  while keep <= #history and (keep <= spare or number(history, keep, 6) < now - HORIZON) do
     forgotten = math.max(forgotten, math.min(number(history, keep, 6), now + SLACK))
     keep = keep + TRAILER
   end
@@ -144,25 +155,24 @@ if snapshot ~= '' and base then
   local count = bytes(number(blob, 25, 6) + frames - 1, 6)
   local header = sub(blob, 1, 24) .. count .. bytes(forgotten, 6) .. bytes(#history, 4)
   folded = header .. history .. bytes(#body, 4) .. body .. sub(blob, base + 1, last)
-  size = #folded - #history + #ARGV[8] + TRAILER
+  size = #folded - #history + #own + TRAILER
 end
 
-if size > tonumber(ARGV[10]) then return reply(TOO_LARGE, 0, tostring(size)) end
+if size > number(terms, 47, 4) then return reply(TOO_LARGE, 0, tostring(size)) end
 if left <= 0 then return reply(GONE) end
 
-local ttl = ARGV[6]
-if left < tonumber(ttl) then ttl = string.format('%.0f', left) end
+local ttl = string.format('%.0f', math.min(idle, left))
 local mark = bytes(now, 6)
-local frame = ARGV[8] .. (stamp == now and mark or bytes(stamp, 6)) .. id
+local frame = own .. (stamp == now and mark or bytes(stamp, 6)) .. id
 local room = #blob - last - #frame
-if not folded and not KEYS[2] and (room == 0 or room >= #NO_FRAME) then
+if not folded and not new_key and (room == 0 or room >= #NO_FRAME) then
   redis.call('SETRANGE', key, hidden + last, frame)
   redis.call('PEXPIRE', key, ttl)
 else
   local before = folded or sub(hidden > 0 and read(key) or blob, 1, hidden + last)
   local room_after = creating and '' or spare_room(#before + #frame)
-  redis.call('SET', KEYS[2] or key, before .. frame .. room_after, 'PX', ttl)
-  if KEYS[2] then redis.call('SET', key, ARGV[15], 'PX', ARGV[16]) end
+  redis.call('SET', new_key or key, before .. frame .. room_after, 'PX', ttl)
+  if new_key then redis.call('SET', key, tombstone, 'PX', GRACE) end
 end
 if base == last and not place then return mark .. id end
 return answer(OK)

@@ -4,13 +4,14 @@
 -- which moves forward for that.
 --
 -- KEYS[1]   the session
--- ARGV[1]   head: magic (2) and format (1) that the caller can read
--- ARGV[2]   idle timeout, ms; 0 to look only, and to write nothing
--- ARGV[3]   touch interval, ms
--- ARGV[4]   base length: bytes of log that the caller knows; 0 for none
--- ARGV[5]   base tip: stamp (6) and id (16) of the last frame it knows, and how many commits there had
---           been (6); empty for none
--- ARGV[6]   ms that the caller takes this clock to show, for a reply without it; 0 for one with it
+-- ARGV[1]   terms, big-endian:
+--             idle timeout (6), ms; 0 to look only, and to write nothing
+--             ms that the caller takes this clock to show (6), for a reply without it; 0 for one
+--             with it
+--           and, unless the caller knows nothing of the log:
+--             base length (4): bytes of log that it knows
+--             base tip (28): stamp (6) and id (16) of the last frame it knows, and how many commits
+--             there had been (6)
 --
 -- Returns   {code, now, data}, or data alone for OK where nothing was due to be put off
 --   OK         data: header and whole log; where the base is found, '+', the stamp (6) of the last
@@ -22,17 +23,24 @@
 --   UNREADABLE what is there is not of this format
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
-local key, known, interval = KEYS[1], tonumber(ARGV[6]), tonumber(ARGV[3])
-local blob, log, base, hidden, place = look(key, tonumber(ARGV[4]), ARGV[5])
+local FORMAT = 'aS\1'
+local TOUCHES, LONGEST_TOUCH = 10, 60000 -- a touch interval: a tenth of the timeout, at most this; ms
 
-if not log or sub(blob, 1, 3) ~= ARGV[1] then
+local key, terms = KEYS[1], ARGV[1]
+local idle, known = number(terms, 1, 6), number(terms, 7, 6)
+local interval = math.min(math.floor(idle / TOUCHES), LONGEST_TOUCH)
+local length, tip = 0, ''
+if #terms > 12 then length, tip = number(terms, 13, 4), sub(terms, 17) end
+local blob, log, base, hidden, place = look(key, length, tip)
+
+if not log or sub(blob, 1, 3) ~= FORMAT then
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   if not blob then return {GONE, now, ''} end
   local kind = sub(blob, 4, 4)
-  local is_ours = sub(blob, 1, 2) == sub(ARGV[1], 1, 2)
+  local is_ours = sub(blob, 1, 2) == sub(FORMAT, 1, 2)
   if is_ours and kind == 'D' and #blob == HEAD then return {GONE, now, ''} end -- of any format
-  if sub(blob, 1, 3) ~= ARGV[1] or kind ~= 'M' then return {UNREADABLE, now, ''} end
+  if sub(blob, 1, 3) ~= FORMAT or kind ~= 'M' then return {UNREADABLE, now, ''} end
   return {MOVED, now, sub(blob, HEAD + 1, HEAD + HANDLE)}
 end
 
@@ -50,7 +58,7 @@ local function data()
   return sub(blob, 1, HEADER) .. sub(blob, log + 1, last)
 end
 
-local idle, current = tonumber(ARGV[2]), redis.call('PTTL', key)
+local current = redis.call('PTTL', key)
 if known > 0 and known < deadline and known - seen < interval then
   local due = math.min(idle, deadline - known) - current
   if current < 0 or due < interval or due <= 0 then return data() end

@@ -6,7 +6,9 @@ import random
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
-__all__ = ["Decide", "Fault", "is_script", "seeded"]
+from asyncsession.scripts import SCRIPTS
+
+__all__ = ["Decide", "Fault", "is_commit", "is_script", "seeded"]
 
 
 class Fault(Enum):
@@ -38,6 +40,14 @@ Decide = Callable[[list[bytes]], Fault]
 def is_script(request: list[bytes]) -> bool:
     """Whether the request runs a script."""
     return bool(request) and request[0].upper() in (b"EVALSHA", b"EVAL")
+
+
+def is_commit(request: list[bytes]) -> bool:
+    """Whether the request runs the commit script."""
+    return is_script(request) and request[1] in (
+        SCRIPTS["commit"].sha.encode(),
+        SCRIPTS["commit"].source.encode(),
+    )
 
 
 def seeded(

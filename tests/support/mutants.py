@@ -11,7 +11,7 @@ import pytest
 from asyncsession.draft import Draft
 from asyncsession.scripts import SCRIPTS, Script
 
-__all__ = ["MUTANTS", "ScriptMutant", "apply"]
+__all__ = ["MUTANTS", "ScriptMutant", "apply", "rewrite"]
 
 
 class ScriptMutant(NamedTuple):
@@ -94,8 +94,13 @@ def apply(name: str, patch: pytest.MonkeyPatch) -> None:
     if not isinstance(mutant, ScriptMutant):
         mutant(patch)
         return
-    source = SCRIPTS[mutant.script].source
-    assert source.count(mutant.old) == 1, "the mutant no longer fits the script"
-    mutated = source.replace(mutant.old, mutant.new)
-    sha = hashlib.sha1(mutated.encode(), usedforsecurity=False).hexdigest()
-    patch.setitem(SCRIPTS, mutant.script, Script(mutated, sha))
+    rewrite(patch, *mutant)
+
+
+def rewrite(patch: pytest.MonkeyPatch, script: str, old: str, new: str) -> None:
+    """Replace what stands once in the text of a script, until `patch` is undone."""
+    source = SCRIPTS[script].source
+    assert source.count(old) == 1, "this no longer fits the script"
+    changed = source.replace(old, new)
+    sha = hashlib.sha1(changed.encode(), usedforsecurity=False).hexdigest()
+    patch.setitem(SCRIPTS, script, Script(changed, sha))

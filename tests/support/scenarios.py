@@ -22,6 +22,8 @@ from asyncsession import (
 )
 from asyncsession.ids import store_key
 from support.backends import Backend
+from support.faults import is_commit
+from support.mutants import rewrite
 from support.proxy import Fault, FaultProxy
 
 POLICIES = {
@@ -163,7 +165,7 @@ async def late_duplicate_after_compaction(backend: Backend) -> None:
 async def late_duplicate_of_a_forgotten_commit(backend: Backend) -> None:
     """A copy of a commit whose id even the header has forgotten is refused for its age."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asyncsession.draft.KEPT_IDS", 4)
+        rewrite(patch, "commit", "local KEPT_IDS = 1024", "local KEPT_IDS = 4")
         await late_duplicate_after_compaction(backend)
 
 
@@ -213,7 +215,7 @@ class Replay(FaultProxy):
         super().__init__(port, self._keep)
 
     def _keep(self, request: list[bytes]) -> Fault:
-        if request[0] == b"EVALSHA" and len(request) > 12:
+        if is_commit(request):
             self._commit = request
         return Fault.PASS
 

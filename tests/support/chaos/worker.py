@@ -94,7 +94,8 @@ def _prepare(plan: Plan, number: int, patch: pytest.MonkeyPatch) -> None:
     if plan.mutant:
         mutants.apply(plan.mutant, patch)
     if plan.kept_ids:
-        patch.setattr("asyncsession.draft.KEPT_IDS", plan.kept_ids)
+        kept = f"local KEPT_IDS = {plan.kept_ids}"
+        mutants.rewrite(patch, "commit", "local KEPT_IDS = 1024", kept)
     if "exhausted" in plan.faults and number == 0:
         patch.setattr("asyncsession.transport.link._MAX_WAITING", 2)
     if "clock" in plan.faults:
