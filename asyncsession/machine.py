@@ -278,11 +278,6 @@ def _read(script: str, raw: Any, args: tuple[bytes | str | int, ...]) -> Reply:
             return Reply(_OK, 0, raw)
         code, now, data = raw
         return Reply(_CODES[code], now, data)
-    if type(raw) is bytes:
-        echo, reply = raw[6:], Reply(_OK, int.from_bytes(raw[:6], "big"), b"")
-    else:
-        code, echo, now, found, data = raw
-        reply = Reply(_CODES[code], now, data, found)
-    if echo != cast("bytes", args[0])[:ID_BYTES]:
+    if raw[6:22] != cast("bytes", args[0])[:ID_BYTES]:
         raise Lost("the reply belongs to another commit")
-    return reply
+    return Reply(_CODES[raw[22]], int.from_bytes(raw[:6], "big"), raw[24:], raw[23])

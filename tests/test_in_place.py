@@ -129,7 +129,7 @@ async def test_a_base_that_was_moved_is_found(
     known["own"] = 1
     known["n"] += 1
     assert (await ours.save(known)).attempts == 1
-    assert len(replies[-1]) == 6 + 16 or len(replies[-1][-1]) < 200
+    assert len(replies[-1]) < 24 + 200
     late["n"] += 1
     await ours.save(late)
     last = await ours.load(session.id)

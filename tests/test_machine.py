@@ -88,7 +88,7 @@ def drive(machine: Machine[T], *answers: Answer | Exception) -> T:
 
 
 def reply(code: Code, *, found: int = 1, data: bytes = b"", now: int = NOW) -> Answer:
-    return lambda call: [code, terms(call).id, now, found, data]
+    return lambda call: now.to_bytes(6, "big") + terms(call).id + bytes([code, found]) + data
 
 
 LOST, AWAY, FULL = Lost("x"), Refused("down", passing=True), Refused("OOM", passing=False)
@@ -169,7 +169,7 @@ def test_the_reply_of_another_commit_is_not_taken() -> None:
     session["a"] = 2
     commit = drive(
         verbs.save(settings(), session),
-        lambda _: [Code.OK, b"another" * 2 + b"__", NOW, 1, b""],
+        lambda _: NOW.to_bytes(6, "big") + b"another" * 2 + b"__" + bytes([Code.OK, 1]),
         reply(Code.OK),
     )
     assert commit.attempts == 1

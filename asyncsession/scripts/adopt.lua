@@ -24,7 +24,7 @@ local WINDOW = 15000 -- ms: copies of this request that come later after it was 
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local mark = read(KEYS[1])
+local mark = look(KEYS[1])
 if mark then
   if sub(mark, 1, 4) ~= sub(ARGV[1], 1, 4) or #mark > 64 then return {UNREADABLE, now, ''} end
   -- Written once more as it is, so that this connection has written, too: WAIT looks no further.

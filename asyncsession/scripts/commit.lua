@@ -22,10 +22,9 @@
 --           and what follows is left out by most commits
 -- ARGV[4]   the handle that goes with the new key, for a rotation
 --
--- Returns   {code, commit id, now, base found, data}, or now (6 bytes) and commit id as one string
---           for OK with nothing between the base and this frame. Base found: 1, or 0 if it is not;
---           2 if it is not at its place any more, since the log was compacted: then data begins with
---           where it is (14 bytes, see `moved` in blobs.lua)
+-- Returns   one string: now (6), commit id (16), code (1), base found (1), data. Base found: 1, or
+--           0 if it is not; 2 if it is not at its place any more, since the log was compacted: then
+--           data begins with where it is (14 bytes, see `moved` in blobs.lua)
 --   OK         data: frames between the base and this one; without the base, header and whole log
 --   APPLIED    it had been done before; data as for OK, with this commit's frame in it
 --   CONFLICT   a guarded key has changed; data: frames after the base, or header and whole log
@@ -35,16 +34,9 @@
 --   LATE       not done by this copy: outside its window, or so old that its id may be forgotten
 --   UNREADABLE what is there is not of this format
 
-local OK, APPLIED, CONFLICT, GONE, MOVED, TOO_LARGE, LATE, UNREADABLE = 1, 2, 3, 4, 5, 6, 7, 8
-local SLACK = 1000 -- ms that a committer's idea of this clock may run ahead of it
-local WINDOW = 15000 -- ms: copies of this request that come later after it was issued do nothing
-local HORIZON = 30000 -- ms: how long folded commit ids are remembered
-local KEPT_IDS = 1024 -- folded commit ids that are remembered at the most
-local GRACE = 120000 -- ms that the old key says after a rotation where the session is now
-local TERMS = 50 -- bytes of terms that every commit has
-
--- Returns zeros to go behind a log of `size` bytes: a sixteenth at the most, and no more than jemalloc
--- would hand out anyway, which rounds up to quarters of powers of two, unless that is next to nothing.
+-- Returns zeros to go behind a log of `size` bytes: a sixteenth at the most, and no more than
+-- jemalloc would hand out anyway, which rounds up to quarters of powers of two, unless that is next
+-- to nothing.
 local function spare_room(size)
   if size < LARGE then return '' end
   local ends, least = 16, 128 -- what the server's strings begin and end with; a frame
@@ -54,125 +46,143 @@ local function spare_room(size)
   return string.rep('\0', math.min(full - size, math.floor(size / 16)))
 end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local key, new_key = KEYS[1], KEYS[2]
-local terms, own, snapshot, successor = ARGV[1], ARGV[2], ARGV[3] or '', ARGV[4]
-local id, head = sub(terms, 1, 16), sub(terms, 17, 28)
-local issued, idle = number(terms, 29, 6), number(terms, 35, 6)
-local creating = #terms == TERMS
-local length, tip, guards = 0, '', ''
-if not creating then
-  length, tip, guards = number(terms, 51, 4), sub(terms, 55, 82), sub(terms, 83)
-end
-local outside = issued > now + SLACK or now > issued + WINDOW
-local stamp = math.max(now, issued)
-
-local function reply(code, found, data)
-  return {code, id, now, found or 0, data or ''}
-end
-
-local all = snapshot ~= '' or new_key
-local blob, log, base, hidden, place = look(key, length, tip, all)
-local tombstone = new_key and sub(head, 1, 3) .. 'M' .. sub(head, 5) .. successor
-local rotated = new_key and blob == tombstone
-if rotated then
-  key = new_key
-  blob, log, base, hidden, place = look(key, length, tip, all)
-end
-
-if not blob then
-  if not creating then return reply(GONE) end
-  if outside then return reply(LATE) end
-  blob, log = head .. bytes(now, 6) .. bytes(now + number(terms, 41, 6), 6) .. string.rep('\0', 16), HEADER
-else
-  if sub(blob, 1, 3) ~= sub(head, 1, 3) or #blob < HEAD then return reply(UNREADABLE) end
-  if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return reply(GONE) end
-  local kind = sub(blob, 4, 4)
-  if kind == 'M' then return reply(MOVED, 0, sub(blob, HEAD + 1, HEAD + HANDLE)) end
-  if kind == 'D' and #blob == HEAD then return reply(GONE) end
-  if not log then return reply(UNREADABLE) end
-end
-
-local last = log_end(blob, (base or log) + 1)
-
-local function unseen()
+-- Returns base found, and what its committer has not seen.
+local function unseen(blob, log, base, last, place)
   if base then return place and 2 or 1, (place or '') .. sub(blob, base + 1, last) end
   return 0, sub(blob, 1, HEADER) .. sub(blob, log + 1, last)
 end
 
-local function answer(code)
-  return reply(code, unseen())
-end
+-- Carries out a commit at the time `now`, which is `mark` as bytes. Returns code, base found, data.
+local function commit(now, mark, key, new_key, terms, own, snapshot, successor)
+  local OK, APPLIED, CONFLICT, GONE, MOVED, TOO_LARGE, LATE, UNREADABLE = 1, 2, 3, 4, 5, 6, 7, 8
+  local SLACK = 1000 -- ms that a committer's idea of this clock may run ahead of it
+  local WINDOW = 15000 -- ms: copies of this request that come later after it was issued do nothing
+  local HORIZON = 30000 -- ms: how long folded commit ids are remembered
+  local KEPT_IDS = 1024 -- folded commit ids that are remembered at the most
+  local GRACE = 120000 -- ms that the old key says after a rotation where the session is now
+  local TERMS = 50 -- bytes of terms that every commit has
 
-local retired, forgotten, left = number(blob, 37, 4), number(blob, 31, 6), number(blob, 19, 6) - now
--- What `look` leaves out does not hold it: a committer whose base may have its own frame in it, since
--- a load told of that, which does not tell the listed ids, sends a snapshot; then nothing is left out.
-if string.find(blob, id, 1, true) then
-  -- Its expiry is set again so that this connection has written, too: WAIT looks no further back.
-  local ttl = math.max(redis.call('PTTL', key), math.min(idle, left))
-  redis.call('PEXPIRE', key, string.format('%.0f', ttl))
-  return answer(APPLIED)
-end
-if outside or rotated or issued <= forgotten or (creating and #blob > log) then
-  return reply(LATE)
-end
--- What the committer has not seen may be damaged; nobody could read what was put behind that.
-if not last then return reply(UNREADABLE) end
+  local id, head = sub(terms, 1, 16), sub(terms, 17, 28)
+  local issued, idle = number(terms, 29, 6), number(terms, 35, 6)
+  local creating, guards = #terms == TERMS, sub(terms, 83)
+  local outside = issued > now + SLACK or now > issued + WINDOW
 
-if guards ~= '' then
-  if not base or (guards == '*' and last > base) then return answer(CONFLICT) end
-  local at = base + 1
-  while at <= last do
-    local after, tags = next_frame(blob, at)
-    for tag = at + 6, at + 5 + 8 * tags, 8 do
-      for guard = 1, #guards - 7, 8 do
-        if sub(blob, tag, tag + 7) == sub(guards, guard, guard + 7) then return answer(CONFLICT) end
+  local all = snapshot ~= '' or new_key
+  local blob, log, base, hidden, place = look(key, terms, TERMS + 1, all)
+  local tombstone = new_key and sub(head, 1, 3) .. 'M' .. sub(head, 5) .. successor
+  local rotated = new_key and blob == tombstone
+  if rotated then
+    key = new_key
+    blob, log, base, hidden, place = look(key, terms, TERMS + 1, all)
+  end
+
+  if not blob then
+    if not creating then return GONE end
+    if outside then return LATE end
+    local deadline = bytes(now + number(terms, 41, 6), 6)
+    blob, log, hidden = head .. mark .. deadline .. string.rep('\0', 16), HEADER, 0
+  elseif sub(blob, 1, HEAD) ~= head then
+    if sub(blob, 1, 3) ~= sub(head, 1, 3) or #blob < HEAD then return UNREADABLE end
+    if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return GONE end
+    local kind = sub(blob, 4, 4)
+    if kind == 'M' then return MOVED, 0, sub(blob, HEAD + 1, HEAD + HANDLE) end
+    if kind == 'D' and #blob == HEAD then return GONE end
+    return UNREADABLE
+  elseif not log then
+    return UNREADABLE
+  end
+
+  local last, next_frame = base, nil
+  if base ~= #blob then
+    local log_end
+    log_end, next_frame = frames()
+    last = log_end(blob, (base or log) + 1)
+  end
+
+  local forgotten, left = number(blob, 31, 6), number(blob, 19, 6) - now
+  -- What `look` leaves out does not hold it: a committer whose base may have its own frame in it,
+  -- since a load told of that, which does not tell the listed ids, sends a snapshot; then nothing
+  -- is left out.
+  if string.find(blob, id, 1, true) then
+    -- Its expiry is set again so that this connection has written, too: WAIT looks no further back.
+    redis.call('PEXPIRE', key, math.max(redis.call('PTTL', key), math.min(idle, left)))
+    return APPLIED, unseen(blob, log, base, last, place)
+  end
+  if outside or rotated or issued <= forgotten or (creating and #blob > log) then return LATE end
+  -- What the committer has not seen may be damaged; nobody could read what was put behind that.
+  if not last then return UNREADABLE end
+
+  if guards ~= '' then
+    if not base or (guards == '*' and last > base) then
+      return CONFLICT, unseen(blob, log, base, last, place)
+    end
+    if last > base then
+      local guarded, at = {}, base + 1
+      for guard = 1, #guards - 7, 8 do guarded[sub(guards, guard, guard + 7)] = true end
+      while at <= last do
+        local after, tags = next_frame(blob, at)
+        for tag = at + 6, at + 5 + 8 * tags, 8 do
+          if guarded[sub(blob, tag, tag + 7)] then
+            return CONFLICT, unseen(blob, log, base, last, place)
+          end
+        end
+        at = after
       end
     end
-    at = after
   end
+
+  local frame = own .. (issued > now and bytes(issued, 6) or mark) .. id
+  local size, limit = hidden + last + #frame, number(terms, 47, 4)
+  if size > limit then size = size - number(blob, 37, 4) end -- the list of ids doesn't count
+  local folded
+  if snapshot ~= '' and base then
+    local _, next_frame = frames()
+    local ids, count, at = {sub(blob, HEADER + 1, log)}, 0, log + 1
+    while at <= base do
+      at = next_frame(blob, at) or #blob + 2
+      if at > base + 1 then return UNREADABLE end
+      count = count + 1
+      if at <= base then ids[#ids + 1] = sub(blob, at - TRAILER, at - 1) end
+    end
+    local history = table.concat(ids)
+    local keep, spare = 1, #history - TRAILER * KEPT_IDS
+    while keep <= #history and (keep <= spare or number(history, keep, 6) < now - HORIZON) do
+      forgotten = math.max(forgotten, math.min(number(history, keep, 6), now + SLACK))
+      keep = keep + TRAILER
+    end
+    history = sub(history, keep)
+    local body = bytes(0, 2) .. snapshot .. sub(blob, base - TRAILER + 1, base)
+    local commits = bytes(number(blob, 25, 6) + count - 1, 6)
+    local header = sub(blob, 1, 24) .. commits .. bytes(forgotten, 6) .. bytes(#history, 4)
+    folded = header .. history .. bytes(#body, 4) .. body .. sub(blob, base + 1, last)
+    size = #folded - #history + #frame
+  end
+
+  if size > limit then return TOO_LARGE, 0, tostring(size) end
+  if left <= 0 then return GONE end
+
+  local ttl, room = math.min(idle, left), #blob - last - #frame
+  if not folded and not new_key and (room == 0 or room >= 6) then
+    redis.call('SETRANGE', key, hidden + last, frame)
+    redis.call('PEXPIRE', key, ttl)
+  else
+    local before = folded
+    if not before then
+      before = hidden > 0 and look(key) or blob
+      if #before > hidden + last then before = sub(before, 1, hidden + last) end
+    end
+    local room_after = creating and '' or spare_room(#before + #frame)
+    redis.call('SET', new_key or key, before .. frame .. room_after, 'PX', ttl)
+    if new_key then redis.call('SET', key, tombstone, 'PX', GRACE) end
+  end
+  if base == last and not place then return OK, 1, '' end
+  return OK, unseen(blob, log, base, last, place)
 end
 
-local size = hidden + last - retired + #own + TRAILER
-local folded
-if snapshot ~= '' and base then
-  local ids, frames, at = {sub(blob, HEADER + 1, log)}, 0, log + 1
-  while at <= base do
-    at = next_frame(blob, at) or #blob + 2
-    if at > base + 1 then return reply(UNREADABLE) end
-    frames = frames + 1
-    if at <= base then ids[#ids + 1] = sub(blob, at - TRAILER, at - 1) end
-  end
-  local history = table.concat(ids)
-  local keep, spare = 1, #history - TRAILER * KEPT_IDS
-  while keep <= #history and (keep <= spare or number(history, keep, 6) < now - HORIZON) do
-    forgotten = math.max(forgotten, math.min(number(history, keep, 6), now + SLACK))
-    keep = keep + TRAILER
-  end
-  history = sub(history, keep)
-  local body = bytes(0, 2) .. snapshot .. sub(blob, base - TRAILER + 1, base)
-  local count = bytes(number(blob, 25, 6) + frames - 1, 6)
-  local header = sub(blob, 1, 24) .. count .. bytes(forgotten, 6) .. bytes(#history, 4)
-  folded = header .. history .. bytes(#body, 4) .. body .. sub(blob, base + 1, last)
-  size = #folded - #history + #own + TRAILER
-end
-
-if size > number(terms, 47, 4) then return reply(TOO_LARGE, 0, tostring(size)) end
-if left <= 0 then return reply(GONE) end
-
-local ttl = string.format('%.0f', math.min(idle, left))
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local mark = bytes(now, 6)
-local frame = own .. (stamp == now and mark or bytes(stamp, 6)) .. id
-local room = #blob - last - #frame
-if not folded and not new_key and (room == 0 or room >= #NO_FRAME) then
-  redis.call('SETRANGE', key, hidden + last, frame)
-  redis.call('PEXPIRE', key, ttl)
-else
-  local before = folded or sub(hidden > 0 and read(key) or blob, 1, hidden + last)
-  local room_after = creating and '' or spare_room(#before + #frame)
-  redis.call('SET', new_key or key, before .. frame .. room_after, 'PX', ttl)
-  if new_key then redis.call('SET', key, tombstone, 'PX', GRACE) end
-end
-if base == last and not place then return mark .. id end
-return answer(OK)
+local terms = ARGV[1]
+local snapshot, successor = ARGV[3] or '', ARGV[4]
+local code, found, data = commit(now, mark, KEYS[1], KEYS[2], terms, ARGV[2], snapshot, successor)
+return mark .. sub(terms, 1, 16) .. char(code, found or 0) .. (data or '')

@@ -23,17 +23,11 @@
 --   UNREADABLE what is there is not of this format
 
 local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
-local FORMAT = 'aS\1'
-local TOUCHES, LONGEST_TOUCH = 10, 60000 -- a touch interval: a tenth of the timeout, at most this; ms
+local FORMAT = sub(LIVE, 1, 3)
 
-local key, terms = KEYS[1], ARGV[1]
-local idle, known = number(terms, 1, 6), number(terms, 7, 6)
-local interval = math.min(math.floor(idle / TOUCHES), LONGEST_TOUCH)
-local length, tip = 0, ''
-if #terms > 12 then length, tip = number(terms, 13, 4), sub(terms, 17) end
-local blob, log, base, hidden, place = look(key, length, tip)
+local blob, log, base, hidden, place = look(key, terms, 13, false, value)
 
-if not log or sub(blob, 1, 3) ~= FORMAT then
+if not log then
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   if not blob then return {GONE, now, ''} end
@@ -44,37 +38,44 @@ if not log or sub(blob, 1, 3) ~= FORMAT then
   return {MOVED, now, sub(blob, HEAD + 1, HEAD + HANDLE)}
 end
 
-local whole = log_end(blob, (base or log) + 1)
+local whole = base
+if base ~= #blob then
+  local log_end = frames()
+  whole = log_end(blob, (base or log) + 1)
+end
 local last = whole or #blob -- whoever reads a damaged log says so
 local stamp = last - TRAILER + 1
 local seen, deadline = number(blob, stamp, 6), number(blob, 19, 6)
 
-local function data()
-  if base then
-    local mark = place and '-' or '+'
-    return mark .. sub(blob, stamp, stamp + 5) .. (place or '') .. sub(blob, base + 1, last)
-  end
-  if log == HEADER then return last == #blob and blob or sub(blob, 1, last) end
-  return sub(blob, 1, HEADER) .. sub(blob, log + 1, last)
-end
-
 local current = redis.call('PTTL', key)
+local is_due, now = true, nil
 if known > 0 and known < deadline and known - seen < interval then
   local due = math.min(idle, deadline - known) - current
-  if current < 0 or due < interval or due <= 0 then return data() end
+  is_due = current >= 0 and due >= interval and due > 0
+end
+if is_due then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+  if now >= deadline then return {GONE, now, ''} end
+  local ttl = math.min(idle, deadline - now)
+  if current >= 0 and ttl - current >= interval and ttl > current then
+    local _, refused = attempt('PEXPIRE', key, ttl)
+    if refused then return refused end
+  end
+  if ttl > 0 and now - seen >= interval and whole then
+    local done, refused = attempt('SETRANGE', key, hidden + stamp - 1, bytes(now, 6))
+    if refused then return refused end
+    if done then blob = sub(blob, 1, stamp - 1) .. bytes(now, 6) .. sub(blob, stamp + 6) end
+  end
 end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if now >= deadline then return {GONE, now, ''} end
-local ttl = math.min(idle, deadline - now)
-if current >= 0 and ttl - current >= interval and ttl > current then
-  local _, refused = attempt('PEXPIRE', key, string.format('%.0f', ttl))
-  if refused then return refused end
+local data
+if base then
+  local mark = place and '-' or '+'
+  data = mark .. sub(blob, stamp, stamp + 5) .. (place or '') .. sub(blob, base + 1, last)
+elseif log == HEADER then
+  data = last == #blob and blob or sub(blob, 1, last)
+else
+  data = sub(blob, 1, HEADER) .. sub(blob, log + 1, last)
 end
-if ttl > 0 and now - seen >= interval and whole then
-  local done, refused = attempt('SETRANGE', key, hidden + stamp - 1, bytes(now, 6))
-  if refused then return refused end
-  if done then blob = sub(blob, 1, stamp - 1) .. bytes(now, 6) .. sub(blob, stamp + 6) end
-end
-return {OK, now, data()}
+return is_due and {OK, now, data} or data

@@ -1,17 +1,17 @@
--- Goes before every script: big-endian numbers of 2, 4 or 6 bytes, in one step each.
+-- Goes before every script: the measures of the format, and its big-endian numbers.
 
+local sub, byte, char = string.sub, string.byte, string.char
+local LIVE = 'aS\1L' -- magic, format and kind of a live session
+local HEAD, HEADER, TRAILER = 12, 40, 22
+local LARGE = 4096 -- bytes from which on it saves time to read and to write no more than is needed
+local MANY = 512 -- commits
+-- No blob is longer: four times the largest `max_bytes`, the list of commit ids, and room behind.
+local LONGEST = 71372800
+
+-- Reads a number of 2, 4 or 6 bytes.
 local function number(text, at, size)
-  local a, b, c, d, e, f = string.byte(text, at, at + size - 1)
-  if size == 2 then return a * 256 + b end
-  local n = ((a * 256 + b) * 256 + c) * 256 + d
-  return e and (n * 256 + e) * 256 + f or n
-end
-
-local function bytes(n, size)
-  local low = n % 0x1000000
-  local high = (n - low) / 0x1000000
-  local out = string.char(
-    math.floor(high / 0x10000), math.floor(high / 0x100) % 0x100, high % 0x100,
-    math.floor(low / 0x10000), math.floor(low / 0x100) % 0x100, low % 0x100)
-  return string.sub(out, -size)
+  local a, b, c, d, e, f = byte(text, at, at + size - 1)
+  if f then return ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f end
+  if d then return ((a * 256 + b) * 256 + c) * 256 + d end
+  return a * 256 + b
 end

@@ -16,7 +16,7 @@ local OK, GONE, MOVED, UNREADABLE = 1, 4, 5, 8
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local head = ARGV[1]
-local blob = read(KEYS[1])
+local blob, log = look(KEYS[1])
 if not blob then return {GONE, now, ''} end
 if sub(blob, 1, 3) ~= sub(head, 1, 3) or #blob < HEAD then
   return {UNREADABLE, now, ''}
@@ -25,7 +25,7 @@ if sub(blob, 5, HEAD) ~= sub(head, 5, HEAD) then return {GONE, now, ''} end
 local kind = sub(blob, 4, 4)
 if kind == 'M' then return {MOVED, now, sub(blob, HEAD + 1, HEAD + HANDLE)} end
 if kind == 'D' and #blob == HEAD then return {GONE, now, ''} end
-local log = kind == 'L' and before_log(blob)
+local log_end = frames()
 local last = log and log_end(blob, log + 1)
 if not last then return {UNREADABLE, now, ''} end
 
@@ -33,7 +33,7 @@ local left = number(blob, 19, 6) - now
 if left <= 0 then return {GONE, now, ''} end
 local ttl = math.min(tonumber(ARGV[2]), left)
 if ttl > redis.call('PTTL', KEYS[1]) then
-  redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ttl))
+  redis.call('PEXPIRE', KEYS[1], ttl)
 end
 local stamp = last - TRAILER + 1
 if now > number(blob, stamp, 6) then
