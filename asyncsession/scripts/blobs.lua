@@ -1,6 +1,6 @@
 -- Goes before every script, after numbers.lua: reading blobs that may be damaged, or anybody's.
--- To make a function takes time in each run, as does each outer name that it uses; so there are few,
--- and what few runs need is made when it is needed.
+-- To make a function takes time in each run, as does each outer name that it uses; so there are
+-- few, and what few runs need is made when it is needed.
 
 local FRAME = 6 + TRAILER -- bytes of one without tags and payload
 local HANDLE = 64 -- bytes that one has at the most
@@ -26,7 +26,8 @@ local function frames()
   end
 
   -- Where the last frame of a log ends, beginning with the frame at `at`; nil if it is damaged.
-  -- What comes behind it is room for more: nothing but zeros, enough for a length that is zero, too.
+  -- What comes behind it is room for more: nothing but zeros, enough for a length that is zero,
+  -- too.
   local function log_end(blob, at)
     while at <= #blob do
       local after = next_frame(blob, at)
@@ -62,11 +63,12 @@ end
 -- too: after a failover that lost others, a commit may be done once more, and the same id then
 -- stands behind another history, with a later stamp.
 --
--- Returns the blob, nil for none, '' for one too long to be ours; how many bytes of it go before the
--- first frame, nil where there is no sound session of this format; where the base ends, nil where
--- it is not found; how many bytes behind the header were left out; and where the base is by now, if
--- that is not its place. What is known of a large session is left out, and the ids of one with so
--- many commits that they may be many, unless the `whole` is asked for, or is given as the `value`.
+-- Returns the blob, nil for none, '' for one too long to be ours; how many bytes of it go before
+-- the first frame, nil where there is no sound session of this format; where the base ends, nil
+-- where it is not found; how many bytes behind the header were left out; and where the base is by
+-- now, if that is not its place. What is known of a large session is left out, and the ids of one
+-- with so many commits that they may be many, unless the `whole` is asked for, or is given as the
+-- `value`.
 local function look(key, terms, from, whole, value)
   local length, tip, commits = 0, nil, nil
   if terms and #terms >= from then

@@ -1,6 +1,6 @@
--- Goes into the load script before blobs.lua, so that most loads need none of it: answers those of a
--- log that is known to its end, where nothing is due to be put off. What it doesn't answer is left to
--- load.lua, which says the same in all cases.
+-- Goes into the load script before blobs.lua, so that most loads need none of it: answers those of
+-- a log that is known to its end, where nothing is due to be put off. What it doesn't answer is
+-- left to load.lua, which says the same in all cases.
 
 local FEW = '\0\0\0\0\0' -- what the number of commits begins with where it is below 256
 local TOUCHES, LONGEST_TOUCH = 10, 60000 -- an interval: a tenth of the timeout, and ms at the most
