@@ -101,12 +101,12 @@ class Log:
         return cls(*header).extended(blob[HEADER_BYTES:])
 
     @classmethod
-    def fetched(cls, data: bytes, known: Log | None, latest: Log | None) -> Log:
+    def fetched(cls, data: bytes, known: Log, latest: Log | None) -> Log:
         """Return the log that a load has brought: a whole one, or what came after `known`.
 
         Args:
             data: the script's answer.
-            known: the log that the load named.
+            known: the log that the load named; an empty one for none.
             latest: as for `extended`.
 
         Raises:
@@ -115,7 +115,7 @@ class Log:
         mark = data[:1]
         if mark != _AT_BASE and mark != _MOVED_BASE:
             return cls.parse(data)
-        if known is None or len(data) < _FETCHED:
+        if not known.length or len(data) < _FETCHED:
             raise InvalidSessionData("the answer to a load is malformed")
         tail = data[_FETCHED:]
         if mark == _MOVED_BASE:

@@ -12,7 +12,7 @@ from asyncsession.cache import Cache
 from asyncsession.errors import CommitOutcomeUnknown, InvalidSessionData, StoreUnavailable
 from asyncsession.ids import index_key, store_key
 from asyncsession.merge import Policies
-from asyncsession.protocol import Call, Code, Durability, Lost, Machine, Pause, Refused
+from asyncsession.protocol import Call, Code, Durability, Lost, Machine, Pause, Refused, Shared
 
 __all__ = [
     "COMMIT_WINDOW",
@@ -147,20 +147,22 @@ class Reply(NamedTuple):
 
     Attributes:
         found: whether the base was found: 0, or 1; 2 for not at its place any more.
+        base: what the call that was answered has named as such; another's where it was shared.
     """
 
     code: Code
     now: int
     data: Any
     found: int = 1
+    base: Any = None
 
 
-def send(
-    settings: Settings, budget: Budget, script: str, keys: tuple[str, ...], *args: bytes | str | int
-) -> Machine[Reply]:
+def send(settings: Settings, budget: Budget, script: str, keys: tuple[str, ...],
+         *args: bytes | str | int, base: Any = None) -> Machine[Reply]:  # fmt: skip
     """Run a script until it is answered, and return its reply.
 
-    A lost call marks the budget as unsure; what that means is up to the operation.
+    With a base the reply may be another's, see `Call`. A lost call marks the budget as unsure; what
+    that means is up to the operation.
 
     Raises:
         StoreUnavailable: refused for good, or until the deadline; nothing sent is unaccounted for.
@@ -174,9 +176,10 @@ def send(
         durability = None
     while True:
         try:
-            raw = yield Call(script, keys, args, budget.call_timeout(durability), durability)
+            raw = yield Call(script, keys, args, budget.call_timeout(durability), durability, base)
             raw, confirmed = (raw, 0) if durability is None else raw
-            reply = _read(script, raw, args)
+            raw, based = raw if type(raw) is Shared else (raw, base)
+            reply = _read(script, raw, args, based)
         except Refused as refused:
             failure: Refused | Lost = refused
             # With a copy unaccounted for, a later try may tell what giving up now would leave open.
@@ -272,12 +275,12 @@ _DONE = (Code.OK, Code.APPLIED)
 _CODES = {int(code): code for code in Code}
 
 
-def _read(script: str, raw: Any, args: tuple[bytes | str | int, ...]) -> Reply:
+def _read(script: str, raw: Any, args: tuple[bytes | str | int, ...], base: Any) -> Reply:
     if script != "commit":
         if type(raw) is bytes:
-            return Reply(_OK, 0, raw)
+            return Reply(_OK, 0, raw, 1, base)
         code, now, data = raw
-        return Reply(_CODES[code], now, data)
+        return Reply(_CODES[code], now, data, 1, base)
     if raw[6:22] != cast("bytes", args[0])[:ID_BYTES]:
         raise Lost("the reply belongs to another commit")
     return Reply(_CODES[raw[22]], int.from_bytes(raw[:6], "big"), raw[24:], raw[23])

@@ -23,6 +23,7 @@ __all__ = [
     "Pause",
     "Queue",
     "Refused",
+    "Shared",
     "Together",
     "Transport",
 ]
@@ -65,6 +66,8 @@ class Call(NamedTuple):
         timeout: seconds after which the reply is not waited for any longer.
         durability: what a write waits for. What comes back for such a call is two things: the
             reply, and how many replicas have confirmed it, be they enough or not.
+        base: what the reply goes on from, for a read that may be shared: whoever asks for the same
+            before it is sent may be given the reply to this one, as `Shared`. None for any other.
     """
 
     script: str
@@ -72,6 +75,19 @@ class Call(NamedTuple):
     args: tuple[bytes | str | int, ...]
     timeout: float
     durability: Durability | None = None
+    base: Any = None
+
+
+class Shared(NamedTuple):
+    """What comes back for a read that was not sent, since another was about to be.
+
+    Attributes:
+        reply: the script's reply to that one.
+        base: of that one's call.
+    """
+
+    reply: Any
+    base: Any
 
 
 class Pause(NamedTuple):

@@ -26,6 +26,9 @@ __all__ = ["destroy", "load", "refresh", "rotate", "save", "save_serial", "touch
 
 T = TypeVar("T")
 
+_NOTHING = Log(b"", 0, 0, 0)
+"""What is known of a session that this process has not seen."""
+
 
 def load(settings: Settings, session_id: object) -> Machine[Session]:
     """Load a session, or return a new one with a fresh id; an id we did not issue is never adopted.
@@ -40,13 +43,13 @@ def load(settings: Settings, session_id: object) -> Machine[Session]:
     handle = session_handle(session_id)
     budget = Budget(settings.timeout)
     key = (settings.key(handle),)
-    known = settings.cache.get(handle)
-    base = b"" if known is None else known.base
-    terms = settings.terms[:6] + settings.clock.recent().to_bytes(6, "big") + base
-    reply = yield from send(settings, budget, "load", key, terms)
+    known = settings.cache.get(handle) or _NOTHING
+    terms = settings.terms[:6] + settings.clock.recent().to_bytes(6, "big") + known.base
+    reply = yield from send(settings, budget, "load", key, terms, base=known)
     if reply.code is Code.OK:
-        log = Log.fetched(reply.data, known, settings.cache.get(handle))
-        if log is not known:
+        latest = settings.cache.get(handle)
+        log = Log.fetched(reply.data, reply.base, latest)
+        if log is not known and log is not latest:
             settings.cache.put(handle, log)
         return Session(session_id, log, handle)
     settings.cache.drop(handle)

@@ -22,7 +22,7 @@ from redis.asyncio.connection import AbstractConnection
 from asyncsession.protocol import Durability
 from asyncsession.transport.faults import BROKEN, after_sending, before_sending
 from asyncsession.transport.group import Group
-from asyncsession.transport.link import Link
+from asyncsession.transport.link import Link, Share
 from asyncsession.transport.options import Word
 
 __all__ = ["Lane"]
@@ -49,6 +49,7 @@ class Lane:
         command: tuple[Word, ...],
         patience: float,
         durability: Durability | None = None,
+        share: Share | None = None,
     ) -> Awaitable[Any]:
         """Send a command; its reply can be awaited, or the error that it is.
 
@@ -57,6 +58,8 @@ class Lane:
             patience: seconds after which the reply is not waited for any longer.
             durability: what a write waits for. Then two things come back: the reply, and how
                 many replicas have confirmed it.
+            share: a name by which others can `join` this call as long as it is not sent, and a note
+                for them; None for a command that each has to send for itself.
 
         Raises:
             NoScriptError: the server does not know the script.
@@ -68,8 +71,20 @@ class Lane:
             self._silence = patience
         link = self._link
         if link is not None and link.is_under_way:
-            return link.post(command, patience, self._silence)
+            return link.post(command, patience, self._silence, share)
         return self._begin(command, patience)
+
+    def join(self, name: str, patience: float) -> tuple[Awaitable[Any], Any] | None:
+        """Wait for the reply to a call that another task has begun, and that is not sent yet.
+
+        Returns:
+            What `call` returns, and the note; None if there is no such call.
+        """
+        if self._link is None:
+            return None
+        if patience > self._silence:
+            self._silence = patience
+        return self._link.join(name, patience, self._silence)
 
     async def together(self, commands: Sequence[tuple[Word, ...]], patience: float) -> list[Any]:
         """Send commands with nothing between them, and return their replies, errors among them.

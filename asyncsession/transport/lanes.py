@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from asyncsession import forks
 from asyncsession.errors import ConfigurationError
-from asyncsession.protocol import Call, Transport
+from asyncsession.protocol import Call, Shared, Transport
 from asyncsession.scripts import SCRIPTS
 from asyncsession.transport import embedded
 from asyncsession.transport.faults import after_sending, whole
@@ -104,14 +104,22 @@ class LaneTransport:
             lane = next(self._lanes_of(running_loop()))
         else:
             lane = next(latest[1])
-        script = SCRIPTS[call.script]
-        words, timeout, durability = words_of(call), call.timeout, call.durability
+        script, timeout = SCRIPTS[call.script], call.timeout
         reply: Any
         try:
             try:
-                reply = await lane.call(("EVALSHA", script.sha, *words), timeout, durability)
+                share = None
+                if call.base is not None:
+                    share = call.keys[0], call.base
+                    joined = lane.join(share[0], timeout)
+                    if joined is not None:
+                        answer, base = joined
+                        return Shared(await answer, base)
+                command = "EVALSHA", script.sha, *words_of(call)
+                reply = await lane.call(command, timeout, call.durability, share)
             except NoScriptError:
-                reply = await lane.call(("EVAL", script.source, *words), timeout, durability)
+                command = "EVAL", script.source, *words_of(call)
+                reply = await lane.call(command, timeout, call.durability)
         except RedisError as error:
             raise after_sending(error) from error
         return reply

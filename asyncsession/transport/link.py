@@ -14,6 +14,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import hiredis
@@ -24,7 +25,7 @@ from asyncsession.protocol import Lost
 from asyncsession.transport.faults import BROKEN, after_sending
 from asyncsession.transport.options import Word
 
-__all__ = ["Link"]
+__all__ = ["Link", "Share"]
 
 _AT_ONCE = 16  # replies handed out in one turn of the loop, so that the server has work again
 _MAX_WAITING = 1024  # calls on their way at once; more wait for their turn
@@ -35,14 +36,22 @@ _GRACE = 0.02  # seconds for reading what came in the meantime
 _ERROR_REPLIES = (ResponseError, BusyLoadingError)
 
 
+# Those who wait for one reply, and their deadlines: one caller, or more where they share a call.
+_Waiting = list[tuple[asyncio.Future[Any], float]]
+
+Share = tuple[str, Any]
+"""The name of a command that others may join, and a note for them."""
+
+
 class Link:
     """One connection, from the moment it is connected until it fails."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
-        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()  # and their deadlines
+        self._waiting: deque[_Waiting] = deque()
         self._outbox: list[bytes] = []
+        self._shared: dict[str, tuple[_Waiting, Any]] = {}  # those of the outbox with a `Share`
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard = 0.0  # when the last reply came, or the first of those waiting began to
         self._silence = 0.0  # seconds without any reply after which the connection is given up
@@ -79,8 +88,36 @@ class Link:
         self._has_room.clear()
         await self._has_room.wait()
 
+    def join(
+        self, name: str, patience: float, silence: float
+    ) -> tuple[asyncio.Future[Any], Any] | None:
+        """Wait for the reply to a command that somebody else has posted in this tick.
+
+        Only while it is not written: a reply to what was sent before would not show what was
+        acknowledged since.
+
+        Args:
+            name: as it was posted with.
+            patience, silence: as for `post`; what becomes of the others does not matter.
+
+        Returns:
+            The future, and what else it was posted with; None if there is no such command, or it is
+            written already.
+        """
+        shared = self._shared.get(name)
+        if shared is None:
+            return None
+        waiting, note = shared
+        reply = self._loop.create_future()
+        waiting.append((reply, self._expect(patience, silence)))
+        return reply, note
+
     def post(
-        self, command: tuple[Word, ...], patience: float, silence: float
+        self,
+        command: tuple[Word, ...],
+        patience: float,
+        silence: float,
+        share: Share | None = None,
     ) -> asyncio.Future[Any]:
         """Send a command along with those of other tasks; the future brings the reply.
 
@@ -88,10 +125,15 @@ class Link:
             command: the words.
             patience: seconds after which the future fails with `Lost`.
             silence: seconds without any reply after which the connection is given up.
+            share: a name by which others can `join` it until it is written, and a note for them;
+                None if they must not.
         """
         packed = hiredis.pack_command(command)  # type: ignore[arg-type]
         reply = self._loop.create_future()
-        self._wait(reply, patience, silence)
+        waiting = self._wait(reply, patience, silence)
+        if share is not None:
+            name, note = share
+            self._shared[name] = waiting, note
         self._outbox.append(packed)
         if len(self._outbox) == 1:  # after it is in there: an eager task begins at once
             self._start(self._flush())
@@ -143,25 +185,34 @@ class Link:
             return
         self._has_failed = True
         self._outbox.clear()
+        self._shared.clear()
         self._has_room.set()
         if self._alarm is not None:
             self._alarm.cancel()
-        for reply, _ in self._waiting:  # an error reply was an answer to the first of them alone
+        # An error reply was an answer to the first of them alone.
+        for reply, _ in chain.from_iterable(self._waiting):
             if not reply.done():
                 reply.set_exception(Lost(f"the connection was given up: {type(error).__name__}"))
                 reply.exception()  # whoever has timed out at this moment does not ask for it
         self._waiting.clear()
         await self._connection.disconnect(nowait=True)
 
-    def _wait(self, reply: asyncio.Future[Any], patience: float, silence: float) -> None:
+    def _wait(self, reply: asyncio.Future[Any], patience: float, silence: float) -> _Waiting:
+        deadline = self._expect(patience, silence)
+        waiting = [(reply, deadline)]
+        self._waiting.append(waiting)
+        return waiting
+
+    def _expect(self, patience: float, silence: float) -> float:
+        """Have the alarm ring in time for another who waits, and return their deadline."""
         now = self._loop.time()
         if not self._waiting:
             self._heard = now
-        self._waiting.append((reply, now + patience))
         self._silence = silence
         ring = now + min(patience, silence)
         if ring < self._rings_at:
             self._set_alarm(ring)
+        return now + patience
 
     def _set_alarm(self, when: float) -> None:
         if self._alarm is not None:
@@ -188,7 +239,7 @@ class Link:
             self._start(self.fail(TimeoutError("the server is silent")))
             return
         next_ring = self._heard + self._silence
-        for reply, deadline in self._waiting:
+        for reply, deadline in chain.from_iterable(self._waiting):
             if reply.done():
                 continue
             if deadline <= now:
@@ -215,7 +266,7 @@ class Link:
         outcome: Any
         handed = 0
         while waiting and (until is None or not until.done()):
-            if handed == _AT_ONCE:  # not after the last: the next caller reads for itself then
+            if handed >= _AT_ONCE:  # not after the last: the next caller reads for itself then
                 handed = 0
                 self._is_pausing = True
                 try:
@@ -234,20 +285,21 @@ class Link:
             self._heard = time()
             if len(waiting) == _MAX_WAITING:
                 self._has_room.set()
-            reply, _ = waiting.popleft()
-            if reply.done():
-                continue
-            if not isinstance(outcome, Exception):
-                reply.set_result(outcome)
+            for reply, _ in waiting.popleft():
+                if reply.done():
+                    continue
                 handed += 1
-                continue
-            reply.set_exception(outcome)
+                if isinstance(outcome, Exception):
+                    reply.set_exception(outcome)
+                else:
+                    reply.set_result(outcome)
             if isinstance(outcome, ReadOnlyError):  # a replica now; the address may lead elsewhere
                 await self.fail(outcome)
 
     async def _flush(self) -> None:
         """Write what the tasks of this tick have to say."""
         batch, self._outbox = self._outbox, []
+        self._shared.clear()
         if not batch:
             return
         try:
@@ -265,8 +317,10 @@ class Link:
     async def _broke(self, error: Exception) -> None:
         if self._has_failed:
             return  # redis-py stumbles over a connection that was closed under its feet
-        if self._waiting and not self._waiting[0][0].done():
-            self._waiting[0][0].set_exception(after_sending(error))
+        for reply, _ in self._waiting[0] if self._waiting else ():
+            if not reply.done():
+                reply.set_exception(after_sending(error))
+                reply.exception()
         await self.fail(error)
         if not isinstance(error, BROKEN):
             raise error
