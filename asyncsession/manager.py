@@ -31,6 +31,7 @@ from asyncsession.protocol import (
 from asyncsession.session import Session
 from asyncsession.setup import checked_principal, checked_settings
 from asyncsession.transport import connect
+from asyncsession.transport.batches import Batches
 from asyncsession.turns import Turn, Turns
 
 __all__ = ["SessionManager"]
@@ -111,6 +112,7 @@ class SessionManager:
         if type(lanes) is not int or not 1 <= lanes <= _MAX_LANES:
             raise ConfigurationError(f"lanes: a number from 1 to {_MAX_LANES}")
         self._transport: Transport = connect(url, lanes, replicated=min_replicas > 0)
+        self._batches = Batches(self._transport)
         self._turns = Turns()
 
     async def load(self, session_id: str | None = None) -> Session:
@@ -291,14 +293,14 @@ class SessionManager:
 
     async def _drive(self, machine: Group[T], transport: Transport | None = None) -> T:
         """Perform what the machine asks for, until it returns or raises."""
-        transport = transport or self._transport
+        call = (transport or self._batches).call
         turn: Turn | None = None
         try:
             step = next(machine)
             while True:
                 if isinstance(step, Call):
                     try:
-                        reply = await transport.call(step)
+                        reply = await call(step)
                     except (Refused, Lost) as fault:
                         step = machine.throw(fault)
                     else:
@@ -329,7 +331,7 @@ class SessionManager:
             if turn is not None:
                 turn.end()
 
-    async def _drive_all(self, step: Together, transport: Transport) -> list[Any]:
+    async def _drive_all(self, step: Together, transport: Transport | None) -> list[Any]:
         """Carry machines through, and return what they returned."""
         driven = (self._drive(part, transport) for part in step.machines)
         ended = await asyncio.gather(*driven, return_exceptions=True)

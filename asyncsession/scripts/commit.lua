@@ -1,6 +1,8 @@
 -- Appends one frame to a session's log, or creates the log, or moves it to a new key on the way.
 -- It writes at the end, after all that can fail: Redis does not roll back. A large session has room
 -- for more frames behind its log, so that one does not cost as much as the whole session.
+-- Or several commits of one session: carried out one after the other, as by as many calls, and written
+-- all at once. Of those none folds the log, and none moves the session.
 --
 -- KEYS[1]   the session
 -- KEYS[2]   its new key, for a rotation (left out otherwise); in the same Cluster slot
@@ -21,10 +23,12 @@
 -- ARGV[3]   snapshot of the base: the payload of the frame that replaces it; empty for none. This
 --           and what follows is left out by most commits
 -- ARGV[4]   the handle that goes with the new key, for a rotation
+-- Several commits have no snapshots: terms and frame of the first, of the second, and so on.
 --
 -- Returns   one string: now (6), commit id (16), code (1), base found (1), data. Base found: 1, or
 --           0 if it is not; 2 if it is not at its place any more, since the log was compacted: then
---           data begins with where it is (14 bytes, see `moved` in blobs.lua)
+--           data begins with where it is (14 bytes, see `moved` in blobs.lua). For several commits
+--           an array of such strings, in their order
 --   OK         data: frames between the base and this one; without the base, header and whole log
 --   APPLIED    it had been done before; data as for OK, with this commit's frame in it
 --   CONFLICT   a guarded key has changed; data: frames after the base, or header and whole log
@@ -52,8 +56,26 @@ local function unseen(blob, log, base, last, place)
   return 0, sub(blob, 1, HEADER) .. sub(blob, log + 1, last)
 end
 
+-- Puts frames behind a log that ends at `last`, where they fit into the room there, or writes it anew.
+local function write(key, new_key, blob, last, hidden, frames, ttl, folded, created)
+  local room = #blob - last - #frames
+  if not folded and not new_key and (room == 0 or room >= 6) then
+    redis.call('SETRANGE', key, hidden + last, frames)
+    redis.call('PEXPIRE', key, ttl)
+    return
+  end
+  local before = folded
+  if not before then
+    before = hidden > 0 and look(key) or blob
+    if #before > hidden + last then before = sub(before, 1, hidden + last) end
+  end
+  local room_after = created and '' or spare_room(#before + #frames)
+  redis.call('SET', new_key or key, before .. frames .. room_after, 'PX', ttl)
+end
+
 -- Carries out a commit at the time `now`, which is `mark` as bytes. Returns code, base found, data.
-local function commit(now, mark, key, new_key, terms, own, snapshot, successor)
+-- What it finds and would write stays in `batch`, if there is one, for the commits after it.
+local function commit(now, mark, key, new_key, terms, own, snapshot, successor, batch)
   local OK, APPLIED, CONFLICT, GONE, MOVED, TOO_LARGE, LATE, UNREADABLE = 1, 2, 3, 4, 5, 6, 7, 8
   local SLACK = 1000 -- ms that a committer's idea of this clock may run ahead of it
   local WINDOW = 15000 -- ms: copies of this request that come later after it was issued do nothing
@@ -61,19 +83,31 @@ local function commit(now, mark, key, new_key, terms, own, snapshot, successor)
   local KEPT_IDS = 1024 -- folded commit ids that are remembered at the most
   local GRACE = 120000 -- ms that the old key says after a rotation where the session is now
   local TERMS = 50 -- bytes of terms that every commit has
+  local BASE = 32 -- bytes of the base behind them
 
   local id, head = sub(terms, 1, 16), sub(terms, 17, 28)
   local issued, idle = number(terms, 29, 6), number(terms, 35, 6)
   local creating, guards = #terms == TERMS, sub(terms, 83)
   local outside = issued > now + SLACK or now > issued + WINDOW
 
-  local all = snapshot ~= '' or new_key
-  local blob, log, base, hidden, place = look(key, terms, TERMS + 1, all)
+  local all, known = snapshot ~= '' or new_key, nil
+  local blob, log, base, hidden, place, last
+  if batch then all, known = batch.all, sub(terms, TERMS + 1, TERMS + BASE) end
+  if batch and batch.known == known then
+    blob, log, base, hidden, place = batch.blob, batch.log, batch.base, batch.hidden, batch.place
+    last = batch.last
+  elseif not batch or not batch.known or batch.blob then
+    blob, log, base, hidden, place = look(key, terms, TERMS + 1, all, batch and batch.blob)
+  end
   local tombstone = new_key and sub(head, 1, 3) .. 'M' .. sub(head, 5) .. successor
   local rotated = new_key and blob == tombstone
   if rotated then
     key = new_key
     blob, log, base, hidden, place = look(key, terms, TERMS + 1, all)
+  end
+  if batch and batch.known ~= known then
+    batch.known, batch.blob, batch.log, batch.base = known, blob, log, base
+    batch.hidden, batch.place, batch.last = hidden, place, nil
   end
 
   if not blob then
@@ -92,10 +126,9 @@ local function commit(now, mark, key, new_key, terms, own, snapshot, successor)
     return UNREADABLE
   end
 
-  local last, next_frame = base, nil
-  if base ~= #blob then
-    local log_end
-    log_end, next_frame = frames()
+  if base == #blob then last = base end
+  if not last then
+    local log_end = frames()
     last = log_end(blob, (base or log) + 1)
   end
 
@@ -105,7 +138,12 @@ local function commit(now, mark, key, new_key, terms, own, snapshot, successor)
   -- is left out.
   if string.find(blob, id, 1, true) then
     -- Its expiry is set again so that this connection has written, too: WAIT looks no further back.
-    redis.call('PEXPIRE', key, math.max(redis.call('PTTL', key), math.min(idle, left)))
+    local ttl = math.min(idle, left)
+    if batch then
+      batch.ttl = math.max(batch.ttl or redis.call('PTTL', key), ttl)
+    else
+      redis.call('PEXPIRE', key, math.max(redis.call('PTTL', key), ttl))
+    end
     return APPLIED, unseen(blob, log, base, last, place)
   end
   if outside or rotated or issued <= forgotten or (creating and #blob > log) then return LATE end
@@ -117,6 +155,7 @@ local function commit(now, mark, key, new_key, terms, own, snapshot, successor)
       return CONFLICT, unseen(blob, log, base, last, place)
     end
     if last > base then
+      local _, next_frame = frames()
       local guarded, at = {}, base + 1
       for guard = 1, #guards - 7, 8 do guarded[sub(guards, guard, guard + 7)] = true end
       while at <= last do
@@ -161,18 +200,14 @@ local function commit(now, mark, key, new_key, terms, own, snapshot, successor)
   if size > limit then return TOO_LARGE, 0, tostring(size) end
   if left <= 0 then return GONE end
 
-  local ttl, room = math.min(idle, left), #blob - last - #frame
-  if not folded and not new_key and (room == 0 or room >= 6) then
-    redis.call('SETRANGE', key, hidden + last, frame)
-    redis.call('PEXPIRE', key, ttl)
+  local ttl = math.min(idle, left)
+  if batch then
+    if not batch.stored then batch.stored, batch.ends, batch.created = blob, last, creating end
+    batch.frames, batch.ttl, batch.hidden, batch.log = batch.frames .. frame, ttl, hidden, log
+    batch.blob = sub(blob, 1, last) .. frame
+    batch.last = #batch.blob
   else
-    local before = folded
-    if not before then
-      before = hidden > 0 and look(key) or blob
-      if #before > hidden + last then before = sub(before, 1, hidden + last) end
-    end
-    local room_after = creating and '' or spare_room(#before + #frame)
-    redis.call('SET', new_key or key, before .. frame .. room_after, 'PX', ttl)
+    write(key, new_key, blob, last, hidden, frame, ttl, folded, creating)
     if new_key then redis.call('SET', key, tombstone, 'PX', GRACE) end
   end
   if base == last and not place then return OK, 1, '' end
@@ -181,8 +216,30 @@ end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local mark = bytes(now, 6)
-local terms = ARGV[1]
-local snapshot, successor = ARGV[3] or '', ARGV[4]
-local code, found, data = commit(now, mark, KEYS[1], KEYS[2], terms, ARGV[2], snapshot, successor)
-return mark .. sub(terms, 1, 16) .. char(code, found or 0) .. (data or '')
+local mark, key = bytes(now, 6), KEYS[1]
+
+local function reply(terms, code, found, data)
+  return mark .. sub(terms, 1, 16) .. char(code, found or 0) .. (data or '')
+end
+
+if #ARGV < 4 or KEYS[2] then
+  local snapshot, successor = ARGV[3] or '', ARGV[4]
+  return reply(ARGV[1], commit(now, mark, key, KEYS[2], ARGV[1], ARGV[2], snapshot, successor))
+end
+
+-- Where they know different bases, the session is looked at as a whole, and as it becomes by and by.
+local batch, replies = {frames = ''}, {}
+for at = 3, #ARGV, 2 do
+  batch.all = batch.all or sub(ARGV[at], 51, 82) ~= sub(ARGV[1], 51, 82)
+end
+for at = 1, #ARGV, 2 do
+  local terms, own = ARGV[at], ARGV[at + 1]
+  replies[#replies + 1] = reply(terms, commit(now, mark, key, nil, terms, own, '', nil, batch))
+end
+if batch.stored then
+  local stored, ends, ttl = batch.stored, batch.ends, batch.ttl
+  write(key, nil, stored, ends, batch.hidden, batch.frames, ttl, nil, batch.created)
+elseif batch.ttl then
+  redis.call('PEXPIRE', key, batch.ttl)
+end
+return replies
