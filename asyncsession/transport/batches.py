@@ -48,7 +48,7 @@ class Batches:
             Refused: it was certainly not done.
             Lost: it may have been done.
         """
-        is_plain = len(call.args) == _WORDS and len(call.keys) == 1 and call.durability is None
+        is_plain = len(call.args) == _WORDS and call.durability is None
         if call.script != "commit" or not is_plain:
             return self._transport.call(call)
         return self._queues.of(running_loop(), self._open).commit(call)
