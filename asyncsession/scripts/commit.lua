@@ -130,6 +130,7 @@ local function commit(now, mark, key, new_key, terms, own, snapshot, successor, 
   if not last then
     local log_end = frames()
     last = log_end(blob, (base or log) + 1)
+    if batch then batch.last = last end
   end
 
   local forgotten, left = number(blob, 31, 6), number(blob, 19, 6) - now
