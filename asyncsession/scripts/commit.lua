@@ -107,7 +107,7 @@ local function commit(now, mark, key, new_key, terms, own, snapshot, successor, 
   end
   if batch and batch.known ~= known then
     batch.known, batch.blob, batch.log, batch.base = known, blob, log, base
-    batch.hidden, batch.place, batch.last = hidden, place, nil
+    batch.hidden, batch.place = hidden, place
   end
 
   if not blob then
