@@ -118,17 +118,19 @@ class Lane:
 
     async def _begin(self, command: tuple[Word, ...], patience: float) -> Any:
         """Call where there may be no connection, an idle one, or one without room."""
-        link: Link | None = None
-        try:
-            async with asyncio.timeout(patience):
-                link = await self.usable()
-                if link.is_idle:
-                    return await link.ask(command, self._silence)
-                return await link.post(command, patience, self._silence)
-        except TimeoutError as error:
-            if link is None:
+        link = self._link
+        if link is None or not link.is_idle or not await link.is_usable():
+            time = asyncio.get_running_loop().time
+            ends = time() + patience
+            try:
+                async with asyncio.timeout_at(ends):
+                    link = await self.usable()
+            except TimeoutError as error:
                 raise before_sending(error) from error
-            raise after_sending(error) from error
+            patience = ends - time()
+        if link.is_idle:
+            return await link.ask(command, patience, self._silence)
+        return await link.post(command, patience, self._silence)
 
     async def usable(self) -> Link:
         """Return a link that has room for another call."""

@@ -57,6 +57,8 @@ class Link:
         self._silence = 0.0  # seconds without any reply after which the connection is given up
         self._alarm: asyncio.TimerHandle | None = None  # one for all that wait, not one for each
         self._rings_at = math.inf
+        self._asker: asyncio.Task[Any] | None = None  # who sends and reads by itself at the moment
+        self._is_cut = False  # and was woken up, because there is nothing to wait for any longer
         self._has_room = asyncio.Event()
         self._has_stalled = False
         self._has_failed = False
@@ -159,22 +161,44 @@ class Link:
             self._start(self._pump())
         return replies
 
-    async def ask(self, command: tuple[Word, ...], silence: float) -> Any:
-        """Send a command and read its reply in the task of the caller: nobody else is here."""
+    async def ask(self, command: tuple[Word, ...], patience: float, silence: float) -> Any:
+        """Send a command and read its reply in the task of the caller: nobody else is here.
+
+        Args:
+            command: the words.
+            patience: seconds after which it fails with `Lost`.
+            silence: seconds without any reply after which the connection is given up.
+        """
         packed = hiredis.pack_command(command)  # type: ignore[arg-type]
         reply = self._loop.create_future()
-        self._wait(reply, math.inf, silence)
+        self._wait(reply, patience, silence)
+        task = self._asker = asyncio.current_task(self._loop)
+        assert task is not None
+        cancelled = task.cancelling()
         try:
-            await self._send(packed)
-            await self._read(reply)
+            try:
+                await self._send(packed)
+                outcome = await self._connection.read_response(
+                    disable_decoding=True, timeout=math.inf, disconnect_on_error=False
+                )
+            except _ERROR_REPLIES as error:
+                outcome = error
+            finally:
+                self._asker = None
+            if not self._has_failed:
+                self._hand_over(outcome)
+                if isinstance(outcome, ReadOnlyError):
+                    await self.fail(outcome)
         except Exception as error:
             await self._broke(error)
         except asyncio.CancelledError as error:
-            reply.cancel()
             if not self._connection.is_connected:  # cut off while sending
                 await self.fail(ConnectionError(str(error)))
-            raise
+            if not self._is_cut or task.uncancel() > cancelled:
+                reply.cancel()
+                raise
         finally:
+            self._is_cut = False
             if self._waiting:
                 self._start(self._pump())
         return await reply
@@ -189,6 +213,7 @@ class Link:
         self._has_room.set()
         if self._alarm is not None:
             self._alarm.cancel()
+        self._cut()
         # An error reply was an answer to the first of them alone.
         for reply, _ in chain.from_iterable(self._waiting):
             if not reply.done():
@@ -209,7 +234,7 @@ class Link:
         if not self._waiting:
             self._heard = now
         self._silence = silence
-        ring = now + min(patience, silence)
+        ring = now + (patience if patience < silence else silence)
         if ring < self._rings_at:
             self._set_alarm(ring)
         return now + patience
@@ -247,54 +272,61 @@ class Link:
                 reply.exception()  # whoever was cancelled at this moment does not ask for it
             else:
                 next_ring = min(next_ring, deadline)
+        if self._waiting[0][0][0].done():  # nobody joins who sends by itself
+            self._cut()
         self._set_alarm(next_ring)
+
+    def _cut(self) -> None:
+        """Wake up the task that sends and reads by itself, as `asyncio.timeout` would."""
+        if self._asker is not None and not self._is_cut:
+            self._is_cut = self._asker.cancel()
 
     async def _pump(self) -> None:
         """Read replies for as long as somebody waits for one."""
+        read, waiting = self._connection.read_response, self._waiting
+        outcome: Any
+        handed = 0
         try:
-            await self._read(None)
+            while waiting:
+                if handed >= _AT_ONCE:  # not after the last: the next caller reads for itself then
+                    handed = 0
+                    self._is_pausing = True
+                    try:
+                        await asyncio.sleep(0)
+                    finally:
+                        self._is_pausing = False
+                    continue
+                try:
+                    outcome = await read(
+                        disable_decoding=True, timeout=math.inf, disconnect_on_error=False
+                    )
+                except _ERROR_REPLIES as error:
+                    outcome = error
+                if self._has_failed:
+                    return
+                handed += self._hand_over(outcome)
+                if isinstance(outcome, ReadOnlyError):
+                    await self.fail(outcome)  # a replica now; the address may lead elsewhere
         except Exception as error:
             await self._broke(error)
 
-    async def _read(self, until: asyncio.Future[Any] | None) -> None:
-        """Read replies and hand each to whoever has waited longest, if they still do.
-
-        Args:
-            until: the reply to stop after; None for when nobody waits any more.
-        """
-        read, waiting, time = self._connection.read_response, self._waiting, self._loop.time
-        outcome: Any
+    def _hand_over(self, outcome: Any) -> int:
+        """Hand a reply to those who have waited longest, and return how many still do."""
+        if len(self._waiting) == _MAX_WAITING:
+            self._has_room.set()
+        callers = self._waiting.popleft()
+        if self._waiting:
+            self._heard = self._loop.time()
         handed = 0
-        while waiting and (until is None or not until.done()):
-            if handed >= _AT_ONCE:  # not after the last: the next caller reads for itself then
-                handed = 0
-                self._is_pausing = True
-                try:
-                    await asyncio.sleep(0)
-                finally:
-                    self._is_pausing = False
+        for reply, _ in callers:
+            if reply.done():
                 continue
-            try:
-                outcome = await read(
-                    disable_decoding=True, timeout=math.inf, disconnect_on_error=False
-                )
-            except _ERROR_REPLIES as error:
-                outcome = error
-            if self._has_failed:
-                return
-            self._heard = time()
-            if len(waiting) == _MAX_WAITING:
-                self._has_room.set()
-            for reply, _ in waiting.popleft():
-                if reply.done():
-                    continue
-                handed += 1
-                if isinstance(outcome, Exception):
-                    reply.set_exception(outcome)
-                else:
-                    reply.set_result(outcome)
-            if isinstance(outcome, ReadOnlyError):  # a replica now; the address may lead elsewhere
-                await self.fail(outcome)
+            handed += 1
+            if isinstance(outcome, Exception):
+                reply.set_exception(outcome)
+            else:
+                reply.set_result(outcome)
+        return handed
 
     async def _flush(self) -> None:
         """Write what the tasks of this tick have to say."""

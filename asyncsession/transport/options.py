@@ -123,7 +123,7 @@ def words_of(call: Call) -> tuple[Word, ...]:
     words: list[Word] = [str(len(call.keys)), *call.keys]
     for one in call.args:  # a comprehension would be a function call before Python 3.12
         if isinstance(one, int):
-            words.append(str(one))
+            words.append(f"{one}")
         else:
             words.append(one)
     return tuple(words)
