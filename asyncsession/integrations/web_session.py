@@ -44,8 +44,7 @@ _log = logging.getLogger("asyncsession")
 class WebSession(Session, SessionMixin):
     """Our session, with the attributes that Flask's sessions have.
 
-    Until it is used it is a ghost: it holds nothing, and fills itself when one of its attributes is
-    first asked for. So a request that never looks at its session costs nothing.
+    Until it is used it is a `_Ghost`.
 
     Attributes:
         visit: the request's.
@@ -55,12 +54,6 @@ class WebSession(Session, SessionMixin):
     def __init__(self, visit: Visit[Any]) -> None:
         self.visit = visit  # and no `super().__init__`: what that sets comes with the first use
         self.is_cleared = False
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _STATE:
-            raise AttributeError(f"a session has no attribute {name!r}")
-        self.visit.fill()
-        return getattr(self, name)
 
     @property
     def is_ghost(self) -> bool:
@@ -113,9 +106,24 @@ class WebSession(Session, SessionMixin):
         self._log, self._policies = loaded.log, loaded._policies  # noqa: SLF001  our base class
         self._held, self._bases = loaded._held, loaded._bases  # noqa: SLF001
         self._read, self._read_all = loaded._read, loaded._read_all  # noqa: SLF001
+        self.__class__ = WebSession  # and last, as other threads may look at it meanwhile
 
     def __repr__(self) -> str:
         return "<Session, not loaded yet>" if self.is_ghost else super().__repr__()
+
+
+class _Ghost(WebSession):
+    """A session that holds nothing yet, and fills itself when one of its attributes is asked for.
+
+    So a request that never looks at its session costs nothing. It stops being a ghost then: where
+    a class has `__getattr__`, each look at any attribute of its objects takes twice as long.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _STATE:
+            raise AttributeError(f"a session has no attribute {name!r}")
+        self.visit.fill()
+        return getattr(self, name)
 
 
 class Visit(Generic[R]):
@@ -160,7 +168,7 @@ class Visit(Generic[R]):
         refreshes: bool,
     ) -> None:
         self.exchange = exchange
-        self.session = WebSession(self)
+        self.session: WebSession = _Ghost(self)
         self.failure: Exception | None = None
         self.is_filled = self.is_answered = self.has_passed = False
         self._load = load
