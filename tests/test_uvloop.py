@@ -17,6 +17,8 @@ from support.proxy import Fault, FaultProxy, is_script
 from support.servers import Server
 
 from asyncsession import SessionManager, StoreUnavailable, merge
+from asyncsession.handles import LOOK
+from asyncsession.protocol import Call, Lost
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -77,6 +79,30 @@ def test_a_silent_server_is_given_up_and_found_again(get_server: Callable[[str],
             proxy.decide = lambda _: Fault.PASS
             assert (await manager.load(session.id))["n"] == 1
             await manager.aclose()
+
+    run(work())
+
+
+def test_a_hasty_call_gives_up_alone(get_server: Callable[[str], Server]) -> None:
+    async def work() -> None:
+        async with (
+            FaultProxy(get_server("valkey9").port, lambda _: Fault.PASS, delay=0.3) as proxy,
+            SessionManager(proxy.url, prefix="uvloop") as manager,
+        ):
+            async with manager.session() as session:
+                session["n"] = 1
+            ((lane,),) = manager._transport._lanes.values()  # type: ignore[attr-defined]
+            link = lane._link
+            delays = iter([Fault.DELAY])
+            proxy.decide = lambda r: next(delays, Fault.PASS) if is_script(r) else Fault.PASS
+            with pytest.raises(Lost):
+                await manager._transport.call(Call("load", ("k",), LOOK, 0.02))
+            assert not link.is_idle, "the reply is still to come"
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+            assert (await manager.load(session.id))["n"] == 1
+            assert lane._link is link
 
     run(work())
 
