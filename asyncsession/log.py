@@ -163,6 +163,16 @@ class Log:
         log.stamp = stamp
         return log
 
+    def touched(self, trailer: bytes, stamp: int) -> Log:
+        """Return the log after a touch at `stamp`, ms by the server's clock.
+
+        Args:
+            trailer: stamp and id, as they were, of the frame on which that is noted. If the last
+                one here is another, or was written at another time, this log is as it was.
+            stamp: of that frame now.
+        """
+        return self.seen(stamp) if self.stamp.to_bytes(6, "big") + self.tip == trailer else self
+
     def moved(self, data: bytes) -> tuple[Log, bytes]:
         """Return the log as it stands since somebody has compacted it, and what follows it.
 

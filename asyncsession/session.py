@@ -71,8 +71,8 @@ class Session(MutableMapping[str, Any]):
     """
 
     __slots__ = ("__weakref__", "_bases", "_held", "_log", "_policies", "_read", "_read_all",
-                 "handle", "id", "incarnation", "is_current", "is_destroyed", "is_newcomer",
-                 "is_saving", "is_stale", "is_unreadable", "joining", "unanswered",
+                 "_seen", "handle", "id", "incarnation", "is_current", "is_destroyed",
+                 "is_newcomer", "is_saving", "is_stale", "is_unreadable", "joining", "unanswered",
                  "was_sent")  # fmt: skip
 
     def __init__(self, session_id: str = "", log: Log | None = None, handle: str = "") -> None:
@@ -92,6 +92,7 @@ class Session(MutableMapping[str, Any]):
         self._bases: dict[str, Any] = {}  # of changes made during a save, which others have met
         self._read: set[str] = set()
         self._read_all = False
+        self._seen = 0  # ms, server clock; when it was last touched through this object
         self._policies = _NO_POLICIES
 
     @classmethod
@@ -139,7 +140,7 @@ class Session(MutableMapping[str, Any]):
         idle timeout or a minute, whichever is shorter; it is not known to more than that.
         """
         log = self._log
-        return _moment(min(log.stamp, log.deadline)) if log else None
+        return _moment(min(max(log.stamp, self._seen), log.deadline)) if log else None
 
     @property
     def principal(self) -> str | None:
@@ -249,10 +250,11 @@ class Session(MutableMapping[str, Any]):
         self.is_destroyed, self._log = True, None
         self._held.clear()
 
-    def note_seen(self, stamp: int) -> None:
-        """Take note that the session was seen at `stamp`, ms by the server's clock."""
-        if self._log is not None and stamp > self._log.stamp:
-            self._log = self._log.seen(stamp)
+    def note_seen(self, stamp: int, trailer: bytes) -> None:
+        """Take note of a touch at `stamp`, ms by the server's clock; for both see `Log.touched`."""
+        self._seen = stamp
+        if self._log is not None:
+            self._log = self._log.touched(trailer, stamp)
 
     def refresh(self, log: Log, policies: Policies) -> None:
         """Show the state of `log`, what has not been saved on top of it."""

@@ -129,10 +129,12 @@ def touch(settings: Settings, session: Session) -> Machine[None]:
         session.is_destroyed = True
         raise _gone()
     _note(session, handle)
-    session.note_seen(reply.now)
+    if not reply.data:
+        return
+    session.note_seen(reply.now, reply.data)
     latest = settings.cache.get(handle)
-    if latest is not None and session.log is not None and latest.tip == session.log.tip:
-        settings.cache.put(handle, session.log)
+    if latest is not None and (touched := latest.touched(reply.data, reply.now)) is not latest:
+        settings.cache.put(handle, touched)
 
 
 def destroy(settings: Settings, target: Session | str) -> Machine[None]:

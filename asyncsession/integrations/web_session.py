@@ -106,6 +106,7 @@ class WebSession(Session, SessionMixin):
         self._log, self._policies = loaded.log, loaded._policies  # noqa: SLF001  our base class
         self._held, self._bases = loaded._held, loaded._bases  # noqa: SLF001
         self._read, self._read_all = loaded._read, loaded._read_all  # noqa: SLF001
+        self._seen = loaded._seen  # noqa: SLF001
         self.__class__ = WebSession  # and last, as other threads may look at it meanwhile
 
     def __repr__(self) -> str:

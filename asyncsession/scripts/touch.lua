@@ -6,7 +6,8 @@
 -- ARGV[2]   idle timeout, ms
 --
 -- Returns   {code, now, data}
---   OK         done
+--   OK         done; data: what the last frame's stamp (6) and id (16) were if that was noted there,
+--              else empty
 --   GONE       destroyed, expired, or another session
 --   MOVED      rotated away; data: the handle of the successor
 --   UNREADABLE what is there is not of this format
@@ -36,8 +37,10 @@ if ttl > redis.call('PTTL', KEYS[1]) then
   redis.call('PEXPIRE', KEYS[1], ttl)
 end
 local stamp = last - TRAILER + 1
+local noted = false
 if now > number(blob, stamp, 6) then
-  local _, refused = attempt('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6))
+  local refused
+  noted, refused = attempt('SETRANGE', KEYS[1], stamp - 1, bytes(now, 6))
   if refused then return refused end
 end
-return {OK, now, ''}
+return {OK, now, noted and sub(blob, stamp, last) or ''}
