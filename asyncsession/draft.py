@@ -133,15 +133,15 @@ class Draft:
         """Start from what others of this process have seen of the session since it was loaded.
 
         Their commits then need not come over the wire again. Only for changes that nobody can
-        refuse: others depend on what was there when the session was loaded.
+        refuse: others depend on what was there when the session was loaded. All may know that it
+        was seen since.
         """
         log, latest = self._log, self.settings.cache.get(self.handle)
         if latest is None or log is None or not self.is_needed:
             return
-        if latest.version == log.version and latest.tip == log.tip and latest.stamp > log.stamp:
-            self._log = latest  # a load has noted meanwhile that the session was seen
-        elif latest.version > log.version and not (
-            self.serial or self.is_privileged or self.guarded()
+        is_newer = (latest.version, latest.stamp) > (log.version, log.stamp)
+        if is_newer and (
+            latest.is_same(log) or not (self.serial or self.is_privileged or self.guarded())
         ):
             self._log = latest
 

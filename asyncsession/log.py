@@ -212,6 +212,13 @@ class Log:
         log.length = 0
         return log
 
+    def is_same(self, log: Log) -> bool:
+        """Tell whether this is `log` itself, but for when it was seen and where it is.
+
+        The same tip does not say so: after a failover, a commit may be done again behind others.
+        """
+        return self.version == log.version and self._chains is log._chains
+
     def is_after(self, log: Log, tail: bytes) -> bool:
         """Tell whether this is `log` and the frames of `tail`."""
         return (

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from support.backends import Backend
 
-from asyncsession import Session, SessionManager, merge
+from asyncsession import Session, SessionConflict, SessionManager, merge, verbs
 from asyncsession.ids import store_key
+from asyncsession.outcome import Rerun
 from asyncsession.protocol import Call, Lost
 
 LENGTHS = pytest.mark.parametrize("other", ["as long", "of another length"])
@@ -103,3 +104,27 @@ async def test_a_touch_behind_a_rotation_tells_nobody_what_that_request_sees(
     known = manager._settings.cache.get(session.handle)
     assert known is not None
     assert (known.length, known.version) == (latest.length, latest.version)
+
+
+@LENGTHS
+async def test_a_tip_that_was_done_again_makes_no_base_of_what_was_lost(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    reader = backend.manager(merge={"b": merge.reject})
+    session = await done_again(backend, reader, other, monkeypatch)
+    await reader.load(session.id)  # another request of the process sees what was kept
+    session["b"] += "!"
+    serial = await reader._drive(verbs.save_serial(reader._settings, session))
+    assert isinstance(serial, Rerun)
+    with pytest.raises(SessionConflict):
+        await reader.save(session)
+
+
+async def test_all_commits_know_that_the_session_was_seen_since(backend: Backend) -> None:
+    manager = backend.manager(merge={"k": merge.reject})
+    async with manager.session() as session:
+        session["k"] = 1
+    session, same = [await manager.load(session.id) for _ in range(2)]
+    await touched(manager, same)
+    session["k"] = 2
+    assert (await manager.save(session)).attempts == 1
