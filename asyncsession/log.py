@@ -176,6 +176,8 @@ class Log:
     def moved(self, data: bytes) -> tuple[Log, bytes]:
         """Return the log as it stands since somebody has compacted it, and what follows it.
 
+        Whoever only reads folds nothing otherwise, and would let chains grow for ever.
+
         Args:
             data: where it ends by now, as the scripts say it, and then the tail.
 
@@ -186,7 +188,7 @@ class Log:
             length, first, high, low = _PLACE.unpack_from(data)
         except struct.error:
             raise InvalidSessionData("the place of a stored log is malformed") from None
-        log = self._twin(self._chains, first)
+        log = self._twin(self._folded(), first)
         log.length, log.frames = length, self.version - (high << 32 | low)
         if log.frames < 1 or length < first:
             raise InvalidSessionData("the place of a stored log is malformed")
@@ -227,6 +229,24 @@ class Log:
             and self.length == log.length + len(tail)
             and self.incarnation == log.incarnation
         )
+
+    def _folded(self) -> dict[str, Chain]:
+        """Return the chains with those folded that a compaction would have ended long ago."""
+        grown = [
+            key
+            for key, chain in self._chains.items()
+            if not isinstance(chain, bytes) and len(chain) > _MAX_FRAMES
+        ]
+        if not grown:
+            return self._chains
+        chains = dict(self._chains)
+        for key in grown:
+            packed = self.packed(key)
+            if packed is None:
+                del chains[key]
+            else:
+                chains[key] = SET_BYTE + packed
+        return chains
 
     def _with(self, chains: dict[str, Chain], first: int, frames: int, tail: bytes) -> Log:
         stamp = int.from_bytes(tail[-TRAILER_BYTES:-ID_BYTES], "big")

@@ -142,6 +142,23 @@ async def test_a_base_that_was_moved_is_found(
         assert getattr(last.log, name) == getattr(plain.log, name), name
 
 
+async def test_whoever_only_reads_does_not_keep_all_that_was_ever_written(
+    backend: Backend,
+) -> None:
+    writer, reader = (backend.manager(merge=MERGE) for _ in range(2))
+    session = await made(writer, 500)
+    for number in range(200):
+        session["n"] += 1
+        if session.pop("flash", None) is None:
+            session["flash"] = [number]
+        await writer.save(session)
+        await reader.load(session.id)
+    log = (await reader.load(session.id)).log
+    assert log is not None
+    assert max(len(chain) for chain in log._chains.values() if type(chain) is tuple) < 80
+    assert dict(await reader.load(session.id)) == dict(session)
+
+
 async def test_a_commit_that_stands_behind_fewer_than_known_is_no_base(backend: Backend) -> None:
     """A failover has lost a commit, and the one after it was done again on the new primary."""
     ours, theirs = (backend.manager(merge=MERGE) for _ in range(2))
