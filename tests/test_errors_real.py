@@ -306,6 +306,24 @@ async def test_missing_rights_on_other_servers(
         await redis.execute_command("ACL", "DELUSER", "app")  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.parametrize("command", ["pexpire", "setrange"])
+async def test_a_missing_right_leaves_a_large_session_as_it_is(
+    server: Server, command: str
+) -> None:
+    """A commit puts its frame into the room behind it, which takes two commands."""
+    async with Redis.from_url(f"redis://127.0.0.1:{server.port}/1") as redis:
+        await redis.execute_command(*rights(), "~async:*", "~sync:*")  # type: ignore[no-untyped-call]
+        async with both(granted(server)) as pair:
+            await pair.begin(form="x" * 10_000)
+            before = await contents(redis)
+            assert len(before) == 2
+            await redis.execute_command("ACL", "SETUSER", "app", f"-{command}")  # type: ignore[no-untyped-call]
+            await pair.is_refused(f": NOPERM: .*'{command}'")
+            assert await contents(redis) == before
+            await redis.execute_command("ACL", "SETUSER", "app", f"+{command}")  # type: ignore[no-untyped-call]
+            await pair.recovers()
+
+
 async def test_keys_that_the_user_may_not_touch(server: Server) -> None:
     async with Redis.from_url(server.url) as redis:
         await redis.execute_command(*rights())  # type: ignore[no-untyped-call]

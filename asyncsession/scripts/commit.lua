@@ -60,8 +60,8 @@ end
 local function write(key, new_key, blob, last, hidden, frames, ttl, folded, created)
   local room = #blob - last - #frames
   if not folded and not new_key and (room == 0 or room >= 6) then
+    redis.call('PEXPIRE', key, ttl) -- first, in case that there is no right to it
     redis.call('SETRANGE', key, hidden + last, frames)
-    redis.call('PEXPIRE', key, ttl)
     return
   end
   local before = folded

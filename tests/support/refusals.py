@@ -31,9 +31,13 @@ class Pair:
         """Do the same with either manager, at once."""
         return await asyncio.gather(*map(check, self._made))
 
-    async def begin(self) -> None:
-        """Save the sessions."""
+    async def begin(self, **form: str) -> None:
+        """Save the sessions; one that is saved twice has room behind it if it is large."""
         self._sessions = await self.each(saved)
+        for more in ({"b": 1}, {"b": 2}) if form else ():
+            for manager, session in zip(self._made, self._sessions, strict=True):
+                session.update(form | more)
+                await manager.save(session)
 
     async def is_refused(self, name: str) -> None:
         """Change the sessions, and see that no manager can save them; both name the cause."""
