@@ -112,6 +112,22 @@ async def test_a_sentinel_that_has_not_heard_of_the_failover(kind: str, split: S
     await direct.aclose()
 
 
+async def test_what_a_sentinel_has_said_counts_however_the_connection_to_it_ends(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a loop that is busy for half a second, redis-py raises that it could not wait for it."""
+    close = redis.asyncio.Redis.aclose
+
+    async def too_late(client: Any, *args: Any) -> None:
+        await close(client, *args)
+        raise Silence("Timed out closing connection")
+
+    monkeypatch.setattr(redis.asyncio.Redis, "aclose", too_late)
+    manager = made("sentinel", split.url)
+    await new_session(manager, a=1)
+    await manager.aclose()
+
+
 @pytest.mark.parametrize("kind", STORES)
 async def test_a_master_that_was_replaced_while_it_was_connected_to(
     kind: str, split: Split

@@ -16,7 +16,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis import Connection, Redis, SSLConnection
@@ -50,6 +50,12 @@ _ASK_WITHIN = 0.5  # seconds for each of connecting to a Sentinel and reading wh
 _BRIEFLY = 0.05  # the same for one that was silent: each new connection has to wait for it twice
 _SILENT_FOR = 10.0  # seconds until it is given as much time as the others again
 _SHORTEST = 0.001  # seconds; to a socket, 0 would mean not to wait at all
+
+
+async def _let_go(client: AsyncRedis) -> None:
+    """Close a client. What was asked is answered, whether a busy loop can wait for this or not."""
+    with suppress(*BROKEN, RuntimeError, AttributeError):
+        await client.aclose()
 
 
 class _Watchers:
@@ -135,7 +141,7 @@ class _Watchers:
                     return view_of(*await questions.execute(raise_on_error=False))
                 finally:
                     # Whoever is cancelled meanwhile leaves no connection open.
-                    await asyncio.shield(client.aclose())
+                    await asyncio.shield(_let_go(client))
         except (*BROKEN, RuntimeError, AttributeError) as error:
             return error  # the last two are how a transport that was reset says so: see `link`
 
