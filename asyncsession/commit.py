@@ -107,9 +107,10 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
                 budget.unsure = False  # whatever copy is still under way meets the same conflict
                 if draft.serial and draft.stale:
                     raise SessionConflict("the session was rotated meanwhile")
-                if draft.serial:
-                    return Rerun(draft.theirs(reply))
-                draft.rebase(draft.theirs(reply))
+                theirs = draft.theirs(reply)
+                if draft.serial and not _is_as_read(draft, theirs):
+                    return Rerun(theirs)
+                draft.rebase(theirs)
                 pause = budget.pause() if draft.attempts < _MAX_ATTEMPTS else None
                 if pause is None:
                     raise SessionConflict("others kept changing the session", draft.guarded())
@@ -135,6 +136,14 @@ def _attempt(settings: Settings, budget: Budget, draft: Draft) -> Machine[Commit
             case _:
                 raise draft.failure(reply, budget)
     return draft.finish(None)
+
+
+def _is_as_read(draft: Draft, theirs: Log) -> bool:
+    """Tell whether what a serial commit depends on is what it was: others may have just looked."""
+    log, keys = draft.base_log(), draft.session.guards()
+    if keys is None:
+        keys = frozenset((*log.keys(), *theirs.keys()))
+    return all(log.packed(key) == theirs.packed(key) for key in keys)
 
 
 def _queue(settings: Settings, budget: Budget, draft: Draft) -> Machine[None]:

@@ -128,3 +128,24 @@ async def test_all_commits_know_that_the_session_was_seen_since(backend: Backend
     await touched(manager, same)
     session["k"] = 2
     assert (await manager.save(session)).attempts == 1
+
+
+async def test_an_update_does_not_run_again_because_somebody_looked(backend: Backend) -> None:
+    """A load or touch of another process moves the stamp of what the update rests on."""
+    manager, others = backend.manager(), backend.manager()
+    async with manager.session() as session:
+        session.update(a=1, b=1)
+    runs: list[Any] = []
+
+    async def change(loaded: Session) -> None:
+        runs.append(loaded["a"])
+        other = await others.load(session.id)
+        await touched(others, other)
+        if len(runs) == 1:
+            other["b"] = 2  # which the update has nothing to do with
+            await others.save(other)
+        loaded["c"] = len(runs)
+
+    await manager.update(session.id, change)
+    assert runs == [1]
+    assert dict(await others.load(session.id)) == {"a": 1, "b": 2, "c": 1}
