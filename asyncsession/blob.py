@@ -21,7 +21,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from asyncsession.errors import InvalidSessionData, SessionError
 from asyncsession.values import pack_plain
@@ -44,21 +44,23 @@ __all__ = [
     "scan",
 ]
 
-FORMAT = b"aS\x01"
+FORMAT: Final = b"aS\x01"
 """Magic, and the number of this format. A reader refuses any other number and writes nothing."""
 
-_HEADER = struct.Struct(">3sc8sHIHIHI10x")  # a number of 6 bytes is read as two
-HEADER_BYTES = _HEADER.size
-_FRAME = struct.Struct(">IH")
-_read_frame = _FRAME.unpack_from
-FRAME_BYTES = _FRAME.size
+_HEADER: Final = struct.Struct(">3sc8sHIHIHI10x")  # a number of 6 bytes is read as two
+HEADER_BYTES: Final = _HEADER.size
+_FRAME: Final = struct.Struct(">IH")
+_read_frame: Final = _FRAME.unpack_from
+FRAME_BYTES: Final = _FRAME.size
 """What goes before a frame's tags."""
-ID_BYTES = 16
-TRAILER_BYTES = 6 + ID_BYTES
-_TAG = 8
-MAX_KEYS = 2**16 - 1
+ID_BYTES: Final = 16
+TRAILER_BYTES: Final = 6 + ID_BYTES
+_TAG: Final = 8
+MAX_KEYS: Final = 2**16 - 1
 """How many keys one commit can change: a frame counts them in two bytes."""
-_LATEST = 253_402_300_799_999  # ms; the end of the year 9999, which is the last that Python knows
+_LATEST: Final = (
+    253_402_300_799_999  # ms; the end of the year 9999, which is the last that Python knows
+)
 
 
 class Header(NamedTuple):
@@ -79,9 +81,9 @@ class Header(NamedTuple):
 class Kind:
     """What a key holds: a session, a pointer to where it has moved, or the mark that it ended."""
 
-    LIVE = b"L"
-    MOVED = b"M"
-    DESTROYED = b"D"
+    LIVE: Final = b"L"
+    MOVED: Final = b"M"
+    DESTROYED: Final = b"D"
 
 
 def head(kind: bytes, incarnation: bytes) -> bytes:

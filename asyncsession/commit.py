@@ -15,6 +15,8 @@ refusal could pass (too large, not available) the outcome is unknown and said to
 
 from __future__ import annotations
 
+from typing import Final
+
 from asyncsession.draft import Draft
 from asyncsession.errors import CommitOutcomeUnknown, SessionConflict
 from asyncsession.handles import LOOK
@@ -26,8 +28,8 @@ from asyncsession.session import Session
 
 __all__ = ["commit"]
 
-_OK = Code.OK  # as a name of the module: enumerations are slow to look up in
-_MAX_ATTEMPTS = 100  # conflicts in a row; by then the deadline is held open for nothing
+_OK: Final = Code.OK  # as a name of the module: enumerations are slow to look up in
+_MAX_ATTEMPTS: Final = 100  # conflicts in a row; by then the deadline is held open for nothing
 
 
 def commit(settings: Settings, budget: Budget, session: Session, *, new_id: str | None = None,

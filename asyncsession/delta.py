@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import Any, Final
 
 from asyncsession import operations
 from asyncsession.errors import InvalidSessionData
@@ -47,9 +47,9 @@ class Review(IntFlag):
     DROPPED = 2
 
 
-SET_BYTE = bytes((Op.SET,))
+SET_BYTE: Final = bytes((Op.SET,))
 """What a delta begins with that sets a value; the packed value is the rest of it."""
-_DEPTH = 64  # dicts within dicts that are compared; what lies deeper is replaced as a whole
+_DEPTH: Final = 64  # dicts within dicts that are compared; what lies deeper is replaced as a whole
 
 
 def encode(op: Op, operand: Any = MISSING) -> bytes:
@@ -239,11 +239,11 @@ def _is_items(operand: Any) -> bool:
     return isinstance(operand, list)
 
 
-_OPS = tuple(Op)  # by number
-_CODES = tuple(bytes((op,)) for op in _OPS)
-_UNION = int(Op.UNION)
-_REPLACING = (Op.SET, Op.DELETE)
-_WORK: dict[Op, Callable[[Any, Any], Any]] = {
+_OPS: Final = tuple(Op)  # by number
+_CODES: Final = tuple(bytes((op,)) for op in _OPS)
+_UNION: Final = int(Op.UNION)
+_REPLACING: Final = (Op.SET, Op.DELETE)
+_WORK: Final[dict[Op, Callable[[Any, Any], Any]]] = {
     Op.DELETE: _delete,
     Op.CREATE: operations.create,
     Op.LIST: _relist,
@@ -253,7 +253,7 @@ _WORK: dict[Op, Callable[[Any, Any], Any]] = {
     Op.MINIMUM: operations.least,
     Op.DISCARD: operations.discard,
 }
-_SHAPES = {
+_SHAPES: Final = {
     Op.PATCH: _is_patch,
     Op.LIST: _is_list_change,
     Op.UNION: _is_set_change,

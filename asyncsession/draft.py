@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from asyncsession.blob import HEADER_BYTES, Kind, before, encode_frame, head, key_tag
 from asyncsession.delta import SET_BYTE, Op, Review, encode, review
@@ -22,13 +22,13 @@ from asyncsession.values import pack, pack_value, unpack
 
 __all__ = ["Draft"]
 
-ROTATION_GRACE = 120.0
+ROTATION_GRACE: Final = 120.0
 """Seconds for which commits of requests that loaded before a rotation find the successor: longer
 than web servers and proxies let a request run by default (nginx 60, gunicorn 30). The commit script
 repeats this number; a test compares."""
 
-_ADD = int(Op.ADD)
-_MAX_HOPS = 16  # rotations one commit follows
+_ADD: Final = int(Op.ADD)
+_MAX_HOPS: Final = 16  # rotations one commit follows
 
 
 class Draft:

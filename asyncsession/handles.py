@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from asyncsession.blob import FORMAT, Kind, head
 from asyncsession.errors import InvalidSessionData, SessionConflict
 from asyncsession.ids import checked_handle
@@ -12,16 +14,16 @@ from asyncsession.session import Session
 
 __all__ = ["HORIZON", "LOOK", "MAGIC", "end", "find", "follow"]
 
-HORIZON = round(RETRY_HORIZON * 1000)
+HORIZON: Final = round(RETRY_HORIZON * 1000)
 """How long tombstones stay, ms."""
 
-MAGIC = FORMAT[:2]
+MAGIC: Final = FORMAT[:2]
 """What any session of ours begins with, whatever its format."""
 
-LOOK = (bytes(12),)
+LOOK: Final = (bytes(12),)
 """The arguments of a load that only looks: it fetches the whole log, and writes nothing."""
 
-_MAX_HOPS = 16
+_MAX_HOPS: Final = 16
 """Rotations that one operation follows; damaged tombstones might name each other."""
 
 

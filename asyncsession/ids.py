@@ -12,6 +12,7 @@ import hashlib
 import re
 import secrets
 import string
+from typing import Final
 
 from asyncsession.errors import InvalidSessionData
 
@@ -25,12 +26,12 @@ __all__ = [
     "store_key",
 ]
 
-_SLOT_LETTERS = string.ascii_letters + string.digits
-_SLOT_LENGTH = 3  # 62^3 tags spread evenly over Cluster's 16,384 slots
-_SECRET_BYTES = 24  # 192 bits; ASVS 5.0 7.2.3 asks for 128 or more
-_URL_SAFE = bytes.maketrans(b"+/", b"-_")
-_ID = re.compile(r"[A-Za-z0-9]{3}\.[A-Za-z0-9_-]{32}", re.ASCII)
-_HANDLE = re.compile(r"\{[A-Za-z0-9]{3}\}:[A-Za-z0-9_-]{43}", re.ASCII)
+_SLOT_LETTERS: Final = string.ascii_letters + string.digits
+_SLOT_LENGTH: Final = 3  # 62^3 tags spread evenly over Cluster's 16,384 slots
+_SECRET_BYTES: Final = 24  # 192 bits; ASVS 5.0 7.2.3 asks for 128 or more
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+_ID: Final = re.compile(r"[A-Za-z0-9]{3}\.[A-Za-z0-9_-]{32}", re.ASCII)
+_HANDLE: Final = re.compile(r"\{[A-Za-z0-9]{3}\}:[A-Za-z0-9_-]{43}", re.ASCII)
 
 
 def new_id() -> str:

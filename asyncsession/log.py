@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from asyncsession.blob import (
     FRAME_BYTES,
@@ -24,23 +24,34 @@ __all__ = ["Chain", "Log"]
 
 # Each frame costs a process that has not seen it a microsecond or two, and a snapshot costs bytes:
 # so many frames are left as they are, the more the larger the snapshot.
-_MIN_FRAMES, _MAX_FRAMES = 16, 32
-_FRAME_SHARE = 128  # of the snapshot, for each frame
-_MIN_TAIL = 256  # bytes of log beyond the snapshot that are not worth a compaction
+_MIN_FRAMES: Final = 16
+_MAX_FRAMES: Final = 32
+_FRAME_SHARE: Final = 128  # of the snapshot, for each frame
+_MIN_TAIL: Final = 256  # bytes of log beyond the snapshot that are not worth a compaction
 # The numbers of the operations, since comparing bytes to an enumeration takes many times as long.
-_SET, _DELETE, _DISCARD = int(Op.SET), int(Op.DELETE), int(Op.DISCARD)
-_WHOLE = frozenset(map(int, (Op.SET, Op.CREATE)))  # alone, their operand is the value
-_CERTAIN = _WHOLE | frozenset(map(int, (Op.ADD, Op.MAXIMUM, Op.MINIMUM)))  # there is a value after
-_MAX_OP = int(max(Op))
+_SET: Final = int(Op.SET)
+_DELETE: Final = int(Op.DELETE)
+_DISCARD: Final = int(Op.DISCARD)
+_WHOLE: Final = frozenset(map(int, (Op.SET, Op.CREATE)))  # alone, their operand is the value
+_CERTAIN: Final = _WHOLE | frozenset(
+    map(int, (Op.ADD, Op.MAXIMUM, Op.MINIMUM))
+)  # there is a value after
+_MAX_OP: Final = int(max(Op))
 
-_AT_BASE, _MOVED_BASE = b"+", b"-"
+_AT_BASE: Final = b"+"
+_MOVED_BASE: Final = b"-"
 """What a load's answer begins with where its base was found, and where it was found elsewhere."""
 
-_FETCHED = 7
-_BASE = struct.Struct(">IHI16sHI")  # its length, stamp, tip, version; the scripts say what for
-_LOW = 0xFFFFFFFF  # a number of 6 bytes is packed as two
-_PLACE = struct.Struct(">IIHI")  # of a base in a compacted log: its end, the snapshot's, `folded`
-_LOG_MEMORY, _KEY_MEMORY = 800, 180  # bytes, of a log and of each key beside what is stored of it
+_FETCHED: Final = 7
+_BASE: Final = struct.Struct(
+    ">IHI16sHI"
+)  # its length, stamp, tip, version; the scripts say what for
+_LOW: Final = 0xFFFFFFFF  # a number of 6 bytes is packed as two
+_PLACE: Final = struct.Struct(
+    ">IIHI"
+)  # of a base in a compacted log: its end, the snapshot's, `folded`
+_LOG_MEMORY: Final = 800
+_KEY_MEMORY: Final = 180  # bytes, of a log and of each key beside what is stored of it
 
 Chain = bytes | tuple[bytes, ...]
 """The deltas that make up one key's value, oldest first; one alone stands for itself."""

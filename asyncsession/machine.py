@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from asyncsession.blob import ID_BYTES
 from asyncsession.cache import Cache
@@ -28,24 +28,25 @@ __all__ = [
     "send",
 ]
 
-MAX_TIMEOUT = 10.0
+MAX_TIMEOUT: Final = 10.0
 """Seconds that an operation may take at most, all its retries together."""
 
-COMMIT_WINDOW = 15.0
+COMMIT_WINDOW: Final = 15.0
 """Seconds after a commit was first sent in which a copy of it may take effect. The scripts refuse
 later copies by the server's own clock, so nothing delayed in the network can surprise anybody.
 They repeat this number and the next two; a test compares."""
 
-KEPT_IDS = 1024
+KEPT_IDS: Final = 1024
 """Folded commit ids that a blob remembers at the most, so that a session that is written to without
 pause stays small (22 KB). A copy that was issued before one that is forgotten is refused."""
 
-RETRY_HORIZON = 30.0
+RETRY_HORIZON: Final = 30.0
 """Seconds for which the ids of folded commits and the tombstones of ended sessions are kept: the
 window, and as much again for servers whose clocks differ when one takes over from another."""
 
-_RECENT = 60.0  # seconds; in which clocks do not drift apart by more than some milliseconds
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.25  # seconds; full jitter below them, doubling
+_RECENT: Final = 60.0  # seconds; in which clocks do not drift apart by more than some milliseconds
+_FIRST_PAUSE: Final = 0.002  # seconds; full jitter below it, doubling
+_LONGEST_PAUSE: Final = 0.25
 
 
 class Clock:
@@ -126,6 +127,13 @@ class Budget:
         self._last_start = self._ends - seconds / 16
         self._pauses = 0
         self.unsure = False
+
+    def sibling(self) -> Budget:
+        """Return a budget of the same time, which knows of nothing that is unaccounted for."""
+        other = Budget(0.0)
+        other._ends, other._per_call = self._ends, self._per_call
+        other._last_start, other._pauses = self._last_start, self._pauses
+        return other
 
     def call_timeout(self, durability: Durability | None = None) -> float:
         """Return for how many seconds to wait for the next reply."""
@@ -269,10 +277,10 @@ def _is_write(script: str, keys: tuple[str, ...], args: tuple[bytes | str | int,
     return False
 
 
-_OK = Code.OK
-_WRITING = ("commit", "destroy")
-_DONE = (Code.OK, Code.APPLIED)
-_CODES = {int(code): code for code in Code}
+_OK: Final = Code.OK
+_WRITING: Final = ("commit", "destroy")
+_DONE: Final = (Code.OK, Code.APPLIED)
+_CODES: Final = {int(code): code for code in Code}
 
 
 def _read(script: str, raw: Any, args: tuple[bytes | str | int, ...], base: Any) -> Reply:

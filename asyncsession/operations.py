@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import decimal
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -54,7 +54,7 @@ class Unfit(Exception):
     """The operation cannot act on the current value."""
 
 
-_DECIMALS = decimal.Context(prec=34, traps=[decimal.InvalidOperation, decimal.Overflow])
+_DECIMALS: Final = decimal.Context(prec=34, traps=[decimal.InvalidOperation, decimal.Overflow])
 
 
 def same(one: Any, other: Any) -> bool:
@@ -163,7 +163,7 @@ def relist(current: Any, removed: list[Any], appended: list[Any]) -> Any:
     return MISSING if current is MISSING and removed and not kept else kept
 
 
-def reset(current: Any, *changes: tuple[list[Any], Any]) -> Any:
+def reset(current: Any, *changes: Sequence[Any]) -> Any:
     """Return a set, or a list used as one, after changes that each have items (removed, added).
 
     Several at once come cheaper than one after the other, and to the same.
@@ -200,7 +200,7 @@ def _reset_set(current: Any, removed: list[Any], added: Any) -> Any:
     return union
 
 
-def _reset_list(current: list[Any], changes: Iterable[tuple[list[Any], Any]]) -> list[Any]:
+def _reset_list(current: list[Any], changes: Iterable[Sequence[Any]]) -> list[Any]:
     items, present = list(current), set(map(_name, current))
     for removed, added in changes:
         if removed:

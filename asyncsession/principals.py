@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from typing import Any, NamedTuple, TypeVar
 
 from asyncsession.commit import commit
@@ -376,8 +375,7 @@ def _lent(budget: Budget) -> Iterator[Budget]:
     Raises:
         CommitOutcomeUnknown: for an error that leaves open what was unaccounted for before.
     """
-    own = copy(budget)
-    own.unsure = False
+    own = budget.sibling()
     try:
         yield own
     except CommitOutcomeUnknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from asyncsession.blob import HEADER_BYTES
 from asyncsession.errors import SessionTooLarge
@@ -11,7 +12,7 @@ from asyncsession.session import PRINCIPAL
 
 __all__ = ["HEADROOM", "public_name", "room_for", "too_large"]
 
-HEADROOM = 4
+HEADROOM: Final = 4
 """The log may be this many times as large as the session until a commit folds it."""
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from decimal import Decimal
 from enum import IntEnum
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 from msgpack import fallback
@@ -33,20 +33,20 @@ __all__ = [
     "unpack_flat",
 ]
 
-_MAX_DEPTH = 100
+_MAX_DEPTH: Final = 100
 """Containers within containers. Precedents: PHP's json_decode allows 512, Rust's serde_json 128."""
 
-_MAX_SETS = 10
+_MAX_SETS: Final = 10
 """Sets within sets. Each is an extension type, which msgpack decodes by a nested call in C."""
 
-_MAX_ALIKE = 256
+_MAX_ALIKE: Final = 256
 """Different dict keys or items of sets with one hash. Python's dicts and sets compare each with all
 of them, and for the types in `_COLLIDING` anybody can make up as many as he likes."""
 
-_GUARDED = 4096
+_GUARDED: Final = 4096
 """Bytes from which on that is looked after: fewer cannot hold enough of them to take long."""
 
-_MAX_PROMISES = 32
+_MAX_PROMISES: Final = 32
 """Long arrays that msgpack's C part is given. It makes room for 10,240 items of each before it
 looks for them, so 3 KB could take 80 MB."""
 
@@ -66,27 +66,30 @@ class _Ext(IntEnum):
 
 
 # None of these holds another value, so each may be a dict key and needs no look inside.
-_SCALARS = (type(None), bool, int, float, str, bytes, Decimal, uuid.UUID,
+_SCALARS: Final = (type(None), bool, int, float, str, bytes, Decimal, uuid.UUID,
             dt.date, dt.time, dt.timedelta, dt.datetime)  # fmt: skip
-_SCALAR_TYPES = frozenset(_SCALARS)
-_PLAIN_TYPES = frozenset((type(None), bool, int, float, str, bytes))
-_packer = msgpack.Packer()
-pack_plain: Callable[[Any], bytes] = (
+_SCALAR_TYPES: Final = frozenset(_SCALARS)
+_PLAIN_TYPES: Final = frozenset((type(None), bool, int, float, str, bytes))
+_packer: Final = msgpack.Packer()
+pack_plain: Final[Callable[[Any], bytes]] = (
     msgpack.packb if isinstance(_packer, fallback.Packer) else _packer.pack
 )
 """Packs what holds nothing of our types. The packer in C is made once: it calls nothing of ours, so
 no two threads meet in it."""
 
-_CONTAINERS = (dict, list, tuple, set, frozenset)
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset)
 
-_COLLIDING = (int, Decimal, uuid.UUID, frozenset)
+_COLLIDING: Final = (int, Decimal, uuid.UUID, frozenset)
 """Their hashes are made of numbers modulo 2**61 - 1, or of such hashes, without any secret."""
-_COLLIDING_EXTS = frozenset(map(int, (_Ext.BIG_INT, _Ext.DECIMAL, _Ext.UUID, _Ext.FROZENSET)))
-_DECIMAL, _UUID = int(_Ext.DECIMAL), int(_Ext.UUID)
+_COLLIDING_EXTS: Final = frozenset(
+    map(int, (_Ext.BIG_INT, _Ext.DECIMAL, _Ext.UUID, _Ext.FROZENSET))
+)
+_DECIMAL: Final = int(_Ext.DECIMAL)
+_UUID: Final = int(_Ext.UUID)
 
-_LONG_ARRAYS = (b"\xdc", b"\xdd")
-_CONTAINER_BYTES = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
-_OTHER_BYTES = bytes(set(range(256)) - set(_CONTAINER_BYTES))
+_LONG_ARRAYS: Final = (b"\xdc", b"\xdd")
+_CONTAINER_BYTES: Final = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
+_OTHER_BYTES: Final = bytes(set(range(256)) - set(_CONTAINER_BYTES))
 
 
 def pack_value(key: str, value: Any) -> bytes:
@@ -340,8 +343,10 @@ class _Guard:
         return value
 
 
-_ALIKE = f"more than {_MAX_ALIKE} keys or items with the same hash"
-_READERS: dict[int, Callable[[bytes, int], Any]] = {  # of an extension's bytes, `depth` sets deep
+_ALIKE: Final = f"more than {_MAX_ALIKE} keys or items with the same hash"
+_READERS: Final[
+    dict[int, Callable[[bytes, int], Any]]
+] = {  # of an extension's bytes, `depth` sets deep
     _Ext.BIG_INT: lambda data, _: int.from_bytes(data, "big", signed=True),
     _Ext.SET: lambda data, depth: set(_unpack_items(data, depth + 1)),
     _Ext.FROZENSET: lambda data, depth: frozenset(_unpack_items(data, depth + 1)),
@@ -352,5 +357,11 @@ _READERS: dict[int, Callable[[bytes, int], Any]] = {  # of an extension's bytes,
     _Ext.DECIMAL: lambda data, _: Decimal(data.decode()),
     _Ext.UUID: lambda data, _: uuid.UUID(bytes=data),
 }
-_EXT_HOOKS = [partial(_from_ext, depth) for depth in range(_MAX_SETS + 1)]
-_UNREADABLE = (ValueError, TypeError, ArithmeticError, AttributeError, msgpack.UnpackException)
+_EXT_HOOKS: Final = [partial(_from_ext, depth) for depth in range(_MAX_SETS + 1)]
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    msgpack.UnpackException,
+)
