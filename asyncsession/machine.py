@@ -207,7 +207,7 @@ def send(settings: Settings, budget: Budget, script: str, keys: tuple[str, ...],
                     " it was left as it is"
                 )
                 if budget.unsure and script in _WRITING:
-                    raise give_up(budget) from unreadable
+                    raise _caused(give_up(budget), unreadable)
                 raise unreadable
             if durability is None or confirmed >= durability.replicas:
                 return reply
@@ -216,7 +216,7 @@ def send(settings: Settings, budget: Budget, script: str, keys: tuple[str, ...],
             budget.unsure = budget.unsure or script in _WRITING
             raise _unconfirmed(budget, durability, confirmed)
         if pause is None:
-            raise give_up(budget, failure) from failure
+            raise _caused(give_up(budget, failure), failure)
         yield pause
 
 
@@ -247,7 +247,13 @@ class definite:  # noqa: N801  a context manager
         if not self._budget.unsure or isinstance(error, CommitOutcomeUnknown):
             return
         if isinstance(error, Exception):
-            raise give_up(self._budget) from error
+            raise _caused(give_up(self._budget), error)
+
+
+def _caused(error: Exception, cause: Exception) -> Exception:
+    """Return an error with its cause, which a compiled `raise ... from` leaves out."""
+    error.__cause__ = cause
+    return error
 
 
 def _unconfirmed(

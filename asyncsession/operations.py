@@ -220,7 +220,7 @@ def _name(item: Any) -> Any:
     return str.__str__(item) if isinstance(item, str) else pack(item)
 
 
-def list_change(base: list[Any], ours: list[Any]) -> tuple[list[Any], list[Any]]:
+def list_change(base: Sequence[Any], ours: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Return the items (removed, appended) with which `relist` makes `ours` of `base`."""
     kept, removed = 0, []
     names = list(map(_name, ours))

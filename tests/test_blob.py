@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from itertools import chain, pairwise, permutations, zip_longest
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.compiled import copy_of, only_interpreted
 from support.logs import (
     CREATED,
     DEADLINE,
@@ -80,11 +80,11 @@ def test_compaction_never_changes_what_a_log_means(history: History, data: st.Da
         mine = Log.parse(stored[: HEADER + length])
         for key in data.draw(st.sets(st.sampled_from("abc"))):
             mine.value(key)
-        before = meaning(deepcopy(mine))
+        before = meaning(copy_of(mine))
         compacted, payload = mine.compacted()
         stored = compact(stored, length, payload)
         mine = compacted
-        assert meaning(deepcopy(mine)) == before
+        assert meaning(copy_of(mine)) == before
         mine = mine.extended(b"".join(frames[seen:]))
         theirs = Log.parse(stored)
         assert meaning(mine) == meaning(theirs) == expected
@@ -146,6 +146,7 @@ def test_key_tags_are_distinct(keys: set[str]) -> None:
     assert all(len(tag) == 8 for tag in tags)
 
 
+@only_interpreted
 def test_reading_a_key_leaves_the_others_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     unpacked: list[bytes] = []
 
@@ -209,12 +210,12 @@ def test_values_are_unpacked_anew() -> None:
 def test_a_log_is_never_changed(history: History, more: History) -> None:
     """Whatever is made of it: sessions of a process share it."""
     log = Log.parse(history.blob())
-    later, before = log, meaning(deepcopy(log))
+    later, before = log, meaning(copy_of(log))
     for serial, changes in enumerate(more.commits, 100):
         one = frame(changes, serial)
         own = later.appended(changes, one)
         later = later.extended(one)
-        assert meaning(deepcopy(own)) == meaning(deepcopy(later))
+        assert meaning(copy_of(own)) == meaning(copy_of(later))
     later.compacted()[0].extended(frame({"a": set_(1)}, 200))
     log.seen(log.stamp + 1).extended(frame({"a": set_(2)}, 201))
     log.detached().appended({"a": set_(3)}, frame({"a": set_(3)}, 202))

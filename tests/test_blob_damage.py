@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.compiled import copy_of, only_interpreted
 from support.logs import HEADER, History, blob, frame, header, histories, meaning, set_
 from support.strategies import image
 
@@ -71,11 +71,11 @@ def test_truncation_is_noticed_at_every_byte() -> None:
 
 def test_a_tail_that_cannot_be_read_changes_nothing() -> None:
     log = Log.parse(blob([{"a": set_(1)}]))
-    before = meaning(deepcopy(log))
+    before = meaning(copy_of(log))
     for bad in (frame({"a": bytes([max(Op) + 1])}, 3), frame({"b": set_(1)}, 3)[:-1], b"\x00"):
         with pytest.raises(InvalidSessionData):
             log.extended(frame({"a": set_(2)}, 2) + bad)
-        assert meaning(deepcopy(log)) == before
+        assert meaning(copy_of(log)) == before
         assert (log.length, log.frames) == (len(frame({"a": set_(1)}, 1)), 1)
 
 
@@ -149,6 +149,7 @@ def test_a_malformed_change_is_refused(op: Op) -> None:
             log.value("a")
 
 
+@only_interpreted
 def test_what_is_too_deep_to_pack_again_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """msgpack without its C part packs half as deep as it unpacks."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis import Redis
 from support.backends import Backend
+from support.compiled import only_interpreted
 from support.logs import blob, set_
 from support.proxy import Fault, FaultProxy, is_script
 
@@ -193,6 +194,7 @@ async def test_a_value_longer_than_any_log_is_not_read(backend: Backend) -> None
     assert stats["client_recent_max_output_buffer"] < 2**20, "nothing of it was sent"
 
 
+@only_interpreted
 def test_more_keys_than_a_commit_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     most = {str(number): b"\x01" for number in range(MAX_KEYS)}
     assert len(encode_frame(most)) > MAX_KEYS

@@ -50,12 +50,14 @@ def modules() -> list[str]:
     return sorted(found)
 
 
+def source(name: str) -> Path:
+    path = ROOT.parent.joinpath(*name.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 @cache
 def imports(name: str) -> set[str]:
-    spec = importlib.util.find_spec(name)
-    assert spec is not None
-    assert spec.origin is not None
-    tree = ast.parse(Path(spec.origin).read_text("utf-8"))
+    tree = ast.parse(source(name).read_text("utf-8"))
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -115,6 +117,14 @@ def test_importing_the_package_imports_no_framework_and_no_optional_extra() -> N
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", modules())
+def test_what_is_compiled_is_this_source(name: str) -> None:
+    """What an earlier installation has compiled would be imported in its place."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert Path(str(spec.origin)).stat().st_mtime >= source(name).stat().st_mtime
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.name)
