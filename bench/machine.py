@@ -7,10 +7,12 @@ import platform
 import sqlite3
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from redis import Redis
 
+from asyncsession import log
 from bench.sites.postgres import postgres_version
 
 __all__ = ["environment"]
@@ -38,11 +40,16 @@ def environment(url: str) -> dict[str, Any]:
         "memory": f"{_memory() / 2**30:.0f} GiB",
         "system": platform.system(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "core of asyncsession": "interpreted" if _is_source(log) else "compiled by mypyc",
         "server": f"{name} {info.get('valkey_version', info['redis_version'])}",
         "sqlite": sqlite3.sqlite_version,
         **({"postgresql": database} if database else {}),
         "libraries": {library: found for library in _LIBRARIES if (found := _version(library))},
     }
+
+
+def _is_source(module: ModuleType) -> bool:
+    return str(module.__file__).endswith(".py")
 
 
 def _cpu() -> str:

@@ -44,6 +44,9 @@ _BIAS = """\
   always seen them; where processes share their users' requests, a load brings the commits of the
   others, and the first load of a session in each process brings the whole. Cycles are measured
   without that memory, too.
+- asyncsession's core is compiled where the list of machines says so; `pip install` of a source tree
+  does that only if asked to ([deploying.md](deploying.md#compiled)). The session libraries beside
+  it have no compiled parts of their own; hiredis and msgpack serve whoever uses them.
 - What the peers do to cookies and headers is left out, as far as their interfaces allow, except
   where it is end to end. JSON is the standard library's where a peer uses that, and msgspec's in
   Litestar.
@@ -62,7 +65,7 @@ its default of 64 KB; its other options are the defaults."""
 
 _RUN = """\
 ```sh
-pip install -e '.[bench]'
+HATCH_BUILD_HOOKS_ENABLE=1 pip install -e '.[bench]'  # without the variable: not compiled
 python -m bench            # everything; writes this page, its plots and benchmarks/results.json
 python -m bench web wire   # some scenarios; the others keep what they had
 python -m bench --quick    # a few minutes, to see that it works; writes to build/bench

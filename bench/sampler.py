@@ -2,8 +2,8 @@
 
 A profiler that is called at every function call makes calls look dear. A timer's signal does not:
 the handler runs between two bytecodes, and counts the layer of the innermost frame that belongs to
-one. Work in C is counted for the Python function that called it; standard-library helpers for the
-layer that called them.
+one. Work in C is counted for the Python function that called it, and so would be a compiled core:
+a profile is one of the source. Standard-library helpers are counted for the layer that called them.
 """
 
 from __future__ import annotations
