@@ -135,7 +135,7 @@ def review(base: Any, theirs: Any, delta: bytes) -> Review:
             result |= review(before.get(name, MISSING), theirs.get(name, MISSING), part)
         return result
     try:
-        ours = _apply(theirs, delta, _DEPTH)
+        ours = _carried_out(theirs, op, operand, _DEPTH)
     except Unfit:
         return Review.DROPPED
     if op in _REPLACING and not (same(base, theirs) or same(theirs, ours)):
@@ -148,7 +148,10 @@ def review(base: Any, theirs: Any, delta: bytes) -> Review:
 
 
 def _apply(current: Any, delta: bytes, depth: int) -> Any:
-    op, operand = _decode(delta)
+    return _carried_out(current, *_decode(delta), depth)
+
+
+def _carried_out(current: Any, op: Op, operand: Any, depth: int) -> Any:
     if op is Op.SET:
         return operand
     if op is Op.PATCH:

@@ -313,16 +313,17 @@ class Draft:
         """Return the log with everything in it, and note how each change met those of others."""
         log, tail = self._at_base(reply)
         is_ours = self._log is self.session.log and not self.session.is_behind
-        if reply.code is Code.OK:
-            split = len(tail)
-            tail += self._own_frame(reply.now)
-        else:
+        is_done_now = reply.code is Code.OK
+        split = len(tail)
+        if not is_done_now:
             split = before(tail, self._id)
             if split == 0 and not reply.found and log.version:  # a snapshot with our id on it
                 split = len(tail)
         log = log.extended(tail[:split], self.settings.cache.get(self.handle))
         if (split or not is_ours) and not self.session.is_new:
-            self._review(log, seen=split < len(tail))
+            self._review(log, seen=is_done_now or split < len(tail))
+        if is_done_now:
+            return log.appended(self._deltas, self._own_frame(reply.now))
         return log.extended(tail[split:])
 
     def _review(self, theirs: Log, *, seen: bool) -> None:
@@ -333,9 +334,8 @@ class Draft:
                 continue
             value = theirs.value(key)
             if not same(change.base, value):
-                self._fates[key] = self._fates.get(key, Review.MERGED) | review(
-                    change.base, value, change.delta
-                )
+                fate, met = review(change.base, value, change.delta), self._fates.get(key)
+                self._fates[key] = fate if met is None else fate | met
 
     def _resolve(self, key: str, ours: Any, theirs: Any) -> None:
         change = self.changes.pop(key)

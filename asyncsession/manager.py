@@ -112,7 +112,7 @@ class SessionManager:
         if type(lanes) is not int or not 1 <= lanes <= _MAX_LANES:
             raise ConfigurationError(f"lanes: a number from 1 to {_MAX_LANES}")
         self._transport: Transport = connect(url, lanes, replicated=min_replicas > 0)
-        self._batches = Batches(self._transport)
+        self._batches = Batches()
         self._turns = Turns()
 
     async def load(self, session_id: str | None = None) -> Session:
@@ -293,14 +293,14 @@ class SessionManager:
 
     async def _drive(self, machine: Group[T], transport: Transport | None = None) -> T:
         """Perform what the machine asks for, until it returns or raises."""
-        call = (transport or self._batches).call
+        call, send = self._batches.call, (transport or self._transport).call
         turn: Turn | None = None
         try:
             step = next(machine)
             while True:
                 if isinstance(step, Call):
                     try:
-                        reply = await call(step)
+                        reply = await call(step, send)
                     except (Refused, Lost) as fault:
                         step = machine.throw(fault)
                     else:

@@ -184,8 +184,10 @@ def plain(number: int, *, timeout: float = 5, size: int = 1) -> Call:
     return Call("commit", ("key",), (b"terms %d" % number, bytes(size)), timeout)
 
 
-async def begun(work: Batches, calls: list[Call]) -> list[asyncio.Future[Any]]:
-    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(work.call(call)) for call in calls]
+async def begun(work: Batches, stub: Stub, calls: list[Call]) -> list[asyncio.Future[Any]]:
+    tasks: list[asyncio.Future[Any]] = [
+        asyncio.ensure_future(work.call(call, stub.call)) for call in calls
+    ]
     await turns()
     return tasks
 
@@ -197,7 +199,7 @@ async def turns() -> None:
 
 async def test_each_is_given_its_own_reply() -> None:
     stub = Stub()
-    tasks = await begun(Batches(stub), [plain(number) for number in range(4)])
+    tasks = await begun(Batches(), stub, [plain(number) for number in range(4)])
     assert stub.sizes() == [1]
     stub.calls[0][1].set_result("zero")
     await turns()
@@ -210,7 +212,7 @@ async def test_each_is_given_its_own_reply() -> None:
 @pytest.mark.parametrize("reply", ["one", ["one"], ["one", "two", "three"], None])
 async def test_a_reply_that_is_not_to_so_many_commits_is_nobodys(reply: Any) -> None:
     stub = Stub()
-    tasks = await begun(Batches(stub), [plain(number) for number in range(3)])
+    tasks = await begun(Batches(), stub, [plain(number) for number in range(3)])
     stub.calls[0][1].set_result("zero")
     await turns()
     stub.calls[1][1].set_result(reply)
@@ -221,7 +223,7 @@ async def test_a_reply_that_is_not_to_so_many_commits_is_nobodys(reply: Any) -> 
 @pytest.mark.parametrize("fault", [Lost("x"), Refused("x", passing=False), ValueError("x")])
 async def test_what_became_of_the_call_became_of_each(fault: Exception) -> None:
     stub = Stub()
-    tasks = await begun(Batches(stub), [plain(number) for number in range(3)])
+    tasks = await begun(Batches(), stub, [plain(number) for number in range(3)])
     stub.calls[0][1].set_exception(Lost("of the first alone"))
     await turns()
     stub.calls[1][1].set_exception(fault)
@@ -236,7 +238,7 @@ async def test_a_batch_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_MOST", 3)
     stub = Stub()
     sizes = [1, 10, 10, 10, 10, 2**18, 10, 10]
-    tasks = await begun(Batches(stub), [plain(n, size=size) for n, size in enumerate(sizes)])
+    tasks = await begun(Batches(), stub, [plain(n, size=size) for n, size in enumerate(sizes)])
     for at in range(5):
         call, answer = stub.calls[at]
         answer.set_result(list(call.args[::2]) if len(call.args) > 2 else call.args[0])
@@ -253,7 +255,7 @@ async def test_a_batch_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 ])  # fmt: skip
 async def test_what_is_no_plain_commit_goes_by_itself(other: Call) -> None:
     stub = Stub()
-    tasks = await begun(Batches(stub), [other, plain(0), other, other])
+    tasks = await begun(Batches(), stub, [other, plain(0), other, other])
     assert [call for call, _ in stub.calls] == [other, plain(0), other, other]
     for _, answer in stub.calls:
         answer.set_result("done")
@@ -262,7 +264,7 @@ async def test_what_is_no_plain_commit_goes_by_itself(other: Call) -> None:
 
 async def test_whoever_is_out_of_time_before_it_was_sent_was_not_done() -> None:
     stub = Stub()
-    tasks = await begun(Batches(stub), [plain(0), plain(1, timeout=0.01), plain(2), plain(3)])
+    tasks = await begun(Batches(), stub, [plain(0), plain(1, timeout=0.01), plain(2), plain(3)])
     with pytest.raises(Refused) as refused:
         await tasks[1]
     assert refused.value.passing
@@ -276,7 +278,7 @@ async def test_whoever_is_out_of_time_before_it_was_sent_was_not_done() -> None:
 
 async def test_whoever_is_out_of_time_after_it_was_sent_may_have_been_done() -> None:
     stub = Stub()
-    tasks = await begun(Batches(stub), [plain(0), plain(1, timeout=0.05), plain(2)])
+    tasks = await begun(Batches(), stub, [plain(0), plain(1, timeout=0.05), plain(2)])
     stub.calls[0][1].set_result("zero")
     with pytest.raises(Lost):
         await tasks[1]
@@ -288,8 +290,8 @@ async def test_whoever_is_out_of_time_after_it_was_sent_may_have_been_done() -> 
 @pytest.mark.parametrize("begins", [False, True])
 async def test_whoever_cancels_the_task_that_carries_them_holds_nobody_up(begins: bool) -> None:
     stub = Stub()
-    work = Batches(stub)
-    tasks = await begun(work, [plain(0), plain(1), plain(2)])
+    work = Batches()
+    tasks = await begun(work, stub, [plain(0), plain(1), plain(2)])
     before = asyncio.all_tasks()
     stub.calls[0][1].set_result("zero")
     await asyncio.sleep(0)  # the one that was sent ends; its task begins the next
@@ -301,20 +303,20 @@ async def test_whoever_cancels_the_task_that_carries_them_holds_nobody_up(begins
     results = await asyncio.gather(*tasks, return_exceptions=True)
     kind = Lost if begins else Refused
     assert [type(result) for result in results] == [str, kind, kind]
-    (later,) = await begun(work, [plain(3)])
+    (later,) = await begun(work, stub, [plain(3)])
     stub.calls[-1][1].set_result("three")
     assert await later == "three"
 
 
 def test_a_loop_that_ended_with_commits_on_their_way_leaves_nothing_behind() -> None:
     stub = Stub()
-    work = Batches(stub)
+    work = Batches()
 
     async def abandon() -> None:
-        await begun(work, [plain(0), plain(1)])
+        await begun(work, stub, [plain(0), plain(1)])
 
     async def go_on() -> Any:
-        (task,) = await begun(work, [plain(2)])
+        (task,) = await begun(work, stub, [plain(2)])
         stub.calls[-1][1].set_result("two")
         return await task
 

@@ -14,11 +14,11 @@ base, guards and reply, as if it had been sent right behind the one before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from asyncsession.protocol import Call, Lost, Refused, Transport
+from asyncsession.protocol import Call, Lost, Refused
 from asyncsession.transport.faults import after_sending, before_sending
 from asyncsession.transport.loops import PerLoop, running_loop
 
@@ -30,19 +30,22 @@ _MOST = 64  # commits at once, and
 _MOST_BYTES = 2**18  # of their words: what comes behind them waits no longer than that takes
 
 
+Send = Callable[[Call], Awaitable[Any]]
+"""A transport's way to perform a call."""
+
+
 class Batches:
-    """Performs calls as a transport does, plain commits of one session together.
+    """Performs the calls of a manager, plain commits of one session together."""
 
-    Args:
-        transport: carries them.
-    """
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self) -> None:
         self._queues: PerLoop[_Queues] = PerLoop()
 
-    def call(self, call: Call) -> Awaitable[Any]:
+    def call(self, call: Call, send: Send) -> Awaitable[Any]:
         """Run a script; its reply can be awaited.
+
+        Args:
+            call: what to run.
+            send: carries it, or what it goes out with.
 
         Raises:
             Refused: it was certainly not done.
@@ -50,11 +53,8 @@ class Batches:
         """
         is_plain = len(call.args) == _WORDS and call.durability is None
         if call.script != "commit" or not is_plain:
-            return self._transport.call(call)
-        return self._queues.of(running_loop(), self._open).commit(call)
-
-    def _open(self) -> _Queues:
-        return _Queues(self._transport)
+            return send(call)
+        return self._queues.of(running_loop(), _Queues).commit(call, send)
 
 
 class _Commit:
@@ -80,22 +80,21 @@ class _Commit:
 class _Queues:
     """The commits of one event loop, by session: those that wait while another is on its way."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self) -> None:
         self._loop = running_loop()
         self._waiting: dict[str, list[_Commit]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def commit(self, call: Call) -> Any:
+    async def commit(self, call: Call, send: Send) -> Any:
         """Send a commit, at once or with others."""
         (key,) = call.keys
         waiting = self._waiting.get(key)
         if waiting is None:
             self._waiting[key] = []
             try:
-                return await self._transport.call(call)
+                return await send(call)
             finally:
-                self._next(key)
+                self._next(key, send)
         commit = _Commit(call, self._loop)
         waiting.append(commit)
         alarm = self._loop.call_at(commit.ends, commit.expire)
@@ -104,39 +103,39 @@ class _Queues:
         finally:
             alarm.cancel()
 
-    def _next(self, key: str) -> None:
+    def _next(self, key: str, send: Send) -> None:
         """Send what has come together, now that nothing is on its way to that session."""
         waiting = [commit for commit in self._waiting.pop(key) if not commit.reply.done()]
         if waiting and not self._loop.is_closed():
             most = _fitting(waiting)
             batch, self._waiting[key] = waiting[:most], waiting[most:]
-            task = self._loop.create_task(self._carry(key, batch))
+            task = self._loop.create_task(self._carry(key, batch, send))
             self._tasks.add(task)
-            task.add_done_callback(partial(self._ended, key, batch))
+            task.add_done_callback(partial(self._ended, key, batch, send))
 
-    def _ended(self, key: str, batch: list[_Commit], task: asyncio.Task[None]) -> None:
+    def _ended(self, key: str, batch: list[_Commit], send: Send, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not batch[0].is_sent:  # cancelled before it began, by whoever ends all tasks of the loop
-            self._next(key)
+            self._next(key, send)
             for commit in batch:
                 commit.fail(Refused(_CANCELLED, passing=True))
 
-    async def _carry(self, key: str, batch: list[_Commit]) -> None:
+    async def _carry(self, key: str, batch: list[_Commit], send: Send) -> None:
         replies: list[Any] | None = None
         fault: Exception = Lost(_CANCELLED)
         try:
-            replies = await self._send(key, batch)
+            replies = await self._send(key, batch, send)
         except Exception as error:
             fault = error
         finally:
-            self._next(key)
+            self._next(key, send)
             for number, commit in enumerate(batch):
                 if replies is None:
                     commit.fail(_again(fault))
                 elif not commit.reply.done():
                     commit.reply.set_result(replies[number])
 
-    async def _send(self, key: str, batch: list[_Commit]) -> list[Any]:
+    async def _send(self, key: str, batch: list[_Commit], send: Send) -> list[Any]:
         """Send commits in one call, and return a reply for each.
 
         Raises:
@@ -150,7 +149,7 @@ class _Queues:
             words += commit.call.args
             patience = max(patience, commit.ends - now)
         call = Call("commit", (key,), tuple(words), max(patience, 0.001))
-        reply = await self._transport.call(call)
+        reply = await send(call)
         if len(batch) == 1:
             return [reply]
         if type(reply) is not list or len(reply) != len(batch):

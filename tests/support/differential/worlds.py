@@ -123,7 +123,7 @@ class Way:
         if self._line is not None and plan.fate in _ON_THE_LINE:
             self._line.fault = _ON_THE_LINE[plan.fate]
         reply = await self._transport.call(call)
-        if isinstance(reply, list) and reply[0] == Code.CONFLICT:
+        if call.script == "commit" and reply[22] == Code.CONFLICT:
             # Not done yet. Who remembers more has others' work folded earlier, and may be told so.
             self.plan = plan._replace(before=None)
             return reply
