@@ -92,12 +92,16 @@ local function commit(now, mark, key, new_key, terms, own, snapshot, successor, 
 
   local all, known = snapshot ~= '' or new_key, nil
   local blob, log, base, hidden, place, last
-  if batch then all, known = batch.all, sub(terms, TERMS + 1, TERMS + BASE) end
-  if batch and batch.known == known then
-    blob, log, base, hidden, place = batch.blob, batch.log, batch.base, batch.hidden, batch.place
-    last = batch.last
-  elseif not batch or not batch.known or batch.blob then
-    blob, log, base, hidden, place = look(key, terms, TERMS + 1, all, batch and batch.blob)
+  if not batch then
+    blob, log, base, hidden, place = look(key, terms, TERMS + 1, all)
+  else
+    known = sub(terms, TERMS + 1, TERMS + BASE)
+    if batch.known == known then
+      blob, log, base, hidden, place = batch.blob, batch.log, batch.base, batch.hidden, batch.place
+      last = batch.last
+    elseif not batch.known or batch.blob then
+      blob, log, base, hidden, place = look(key, terms, TERMS + 1, batch.all, batch.blob)
+    end
   end
   local tombstone = new_key and sub(head, 1, 3) .. 'M' .. sub(head, 5) .. successor
   local rotated = new_key and blob == tombstone
@@ -219,13 +223,10 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local mark, key = bytes(now, 6), KEYS[1]
 
-local function reply(terms, code, found, data)
-  return mark .. sub(terms, 1, 16) .. char(code, found or 0) .. (data or '')
-end
-
 if #ARGV < 4 or KEYS[2] then
-  local snapshot, successor = ARGV[3] or '', ARGV[4]
-  return reply(ARGV[1], commit(now, mark, key, KEYS[2], ARGV[1], ARGV[2], snapshot, successor))
+  local terms, own, snapshot, successor = ARGV[1], ARGV[2], ARGV[3] or '', ARGV[4]
+  local code, found, data = commit(now, mark, key, KEYS[2], terms, own, snapshot, successor)
+  return mark .. sub(terms, 1, 16) .. char(code, found or 0) .. (data or '')
 end
 
 -- Where they know different bases, the session is looked at as a whole, and as it becomes by and by.
@@ -235,7 +236,8 @@ for at = 3, #ARGV, 2 do
 end
 for at = 1, #ARGV, 2 do
   local terms, own = ARGV[at], ARGV[at + 1]
-  replies[#replies + 1] = reply(terms, commit(now, mark, key, nil, terms, own, '', nil, batch))
+  local code, found, data = commit(now, mark, key, nil, terms, own, '', nil, batch)
+  replies[#replies + 1] = mark .. sub(terms, 1, 16) .. char(code, found or 0) .. (data or '')
 end
 if batch.stored then
   local stored, ends, ttl = batch.stored, batch.ends, batch.ttl
