@@ -14,6 +14,7 @@ from redis.asyncio import Redis as AsyncRedis
 from asyncsession import Session, SessionManager, SyncSessionManager
 from asyncsession.ids import session_handle, store_key
 from asyncsession.protocol import Call, Code, Lost, Transport
+from asyncsession.transport.batches import Batches
 from support.differential.changes import POLICIES
 from support.faults import Fault, is_script
 from support.proxy import FaultProxy
@@ -102,12 +103,31 @@ class Way:
     Args:
         transport: the one beneath.
         line: what `transport` goes through, if anything.
+
+    Attributes:
+        plan: for the next call of its script.
+        manager: whose calls these are, unless it blocks.
     """
 
     def __init__(self, transport: Transport, line: Line | None = None) -> None:
         self._transport = transport
         self._line = line
         self.plan: Plan | None = None
+        self.manager: SessionManager | None = None
+
+    async def _beside(self, happens: Callable[[], Awaitable[None]]) -> None:
+        """Have something happen that another request of the same process may do, too.
+
+        Its commits wait for no commit under way, which would wait for them here.
+        """
+        if self.manager is None:
+            await happens()
+            return
+        batches, self.manager._batches = self.manager._batches, Batches()
+        try:
+            await happens()
+        finally:
+            self.manager._batches = batches
 
     async def call(self, call: Call) -> Any:
         plan = self.plan
@@ -115,7 +135,7 @@ class Way:
             return await self._transport.call(call)
         self.plan = None
         if plan.before is not None:
-            await plan.before()
+            await self._beside(plan.before)
         if plan.fate is Fate.LOST:
             raise Lost("never arrived")
         if plan.fate is Fate.ABANDONED:
@@ -128,7 +148,7 @@ class Way:
             self.plan = plan._replace(before=None)
             return reply
         if plan.after is not None:
-            await plan.after()
+            await self._beside(plan.after)
         if plan.fate is Fate.UNANSWERED:
             raise Lost("not answered")
         if plan.fate is Fate.LEFT:
@@ -257,6 +277,7 @@ class Stage:
         line = self._line if is_faulty else None
         if kind.is_async:
             manager._transport = way = Way(self._awaited[is_faulty], line)
+            way.manager = manager
             return manager, way
         transport: Any = Blocking(self._blocking[is_faulty])
         way = Way(transport, line)
