@@ -238,9 +238,9 @@ class Draft:
         except InvalidSessionData:  # ours is in; what another wrote beside it is of a newer version
             log, private = None, True
         if private and self.session.log is not None:
-            dropped = [key for key, fate in self._fates.items() if fate & Review.DROPPED]
-            kept = {key: it.delta for key, it in self.sent.items() if key not in dropped}
-            self._frame, log = encode_frame(kept), self.session.log
+            # Dropped or not: what the successor had is not shown, and may have been folded away.
+            own = {key: it.delta for key, it in self.sent.items()}
+            self._frame, log = encode_frame(own), self.session.log
             log = log.extended(self._own_frame(reply.now if reply else log.stamp)).detached()
         if log is not None:
             self.session.settle(log, self.sent)

@@ -432,6 +432,29 @@ async def test_rotate_moves_changes_and_forwards_commits(backend: Backend) -> No
     assert planted.id != old
 
 
+async def test_a_session_rotated_away_shows_its_own_changes_where_they_were_dropped(
+    backend: Backend,
+) -> None:
+    """What was there in the successor is not its to know, and may have been folded away."""
+    manager = backend.manager(merge={"views": merge.counter, "winner": merge.first_write})
+    session = await stored(backend, form={"name": "", "at": {}})
+    slow = await manager.load(session.id)
+    session.update(views="many", winner="fast")
+    del session["form"]["at"]
+    await manager.rotate(session)
+    slow.update(views=3, winner="slow")
+    slow["form"]["name"] = "slow"
+    slow["form"]["at"]["x"] = 1
+    own = {"form": {"name": "slow", "at": {"x": 1}}, "views": 3, "winner": "slow"}
+    assert (await manager.save(slow)).dropped == ("form", "views", "winner")
+    assert slow.is_stale
+    assert dict(slow) == own
+    assert (await manager.save(slow)).attempts == 0, "they have been tried"
+    assert dict(slow) == own
+    found = await manager.load(session.id)
+    assert dict(found) == {"form": {"name": "slow"}, "views": "many", "winner": "fast"}
+
+
 async def test_rotate_of_a_new_session(backend: Backend) -> None:
     manager = backend.manager()
     session = await manager.load()

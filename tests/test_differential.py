@@ -108,3 +108,24 @@ def test_a_commit_that_a_snapshot_bears_the_id_of_is_told_of_alike(stage: Stage)
         ),
     )
     play(stage, Schedule(0, ("nested", "text"), steps))
+
+
+def test_a_dropped_change_is_shown_alike_where_the_session_was_rotated_away(stage: Stage) -> None:
+    """Who remembers more learns that it was dropped; of whom knows less, it has been folded away.
+
+    The number is added to what has become a dict, the answer is lost, and then come the rotation,
+    which folds the log, and the next try.
+    """
+    steps = (
+        Step("load"),
+        Step("save", todo=(Change(0, 1, 8), Change(1, 2, 9))),
+        Step(
+            "save",
+            which=1,
+            todo=(Change(0, 4, 3),),
+            fate=Fate.UNANSWERED,
+            look=True,
+            beside=Meanwhile("rotate", is_late=True),
+        ),
+    )
+    play(stage, Schedule(0, ("count", "text"), steps))
