@@ -276,6 +276,29 @@ async def test_whoever_is_out_of_time_before_it_was_sent_was_not_done() -> None:
     assert await tasks[3] == "three"
 
 
+@pytest.mark.parametrize("others", [0, 1])
+async def test_whoever_is_out_of_time_just_before_it_is_sent_was_not_done(others: int) -> None:
+    """The reply that it waited for and its own alarm come in the same turn of the loop."""
+    stub, timeout = Stub(), 0.02
+    work = Batches(stub)
+    late = [plain(number, timeout=timeout) for number in (1, 2)]
+    tasks = await begun(work, [plain(0), *late, *map(plain, range(3, 3 + others))])
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + 2 * timeout
+    while loop.time() < ends:  # a busy loop
+        pass
+    stub.calls[0][1].set_result("zero")
+    for task in tasks[1:3]:
+        with pytest.raises(Refused):
+            await task
+    await turns()
+    assert [call.args for call, _ in stub.calls[1:]] == [plain(3).args] * others
+    for _, answer in stub.calls[1:]:
+        answer.set_result("three")
+    await asyncio.gather(*tasks[3:])
+    assert not work._queues[loop]._waiting
+
+
 async def test_whoever_is_out_of_time_after_it_was_sent_may_have_been_done() -> None:
     stub = Stub()
     tasks = await begun(Batches(), stub, [plain(0), plain(1, timeout=0.05), plain(2)])

@@ -115,7 +115,8 @@ class _Queues:
 
     def _ended(self, key: str, batch: list[_Commit], send: Send, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not batch[0].is_sent:  # cancelled before it began, by whoever ends all tasks of the loop
+        if batch and not batch[0].is_sent:
+            # It was cancelled before it began, by whoever ends all tasks of the loop.
             self._next(key, send)
             for commit in batch:
                 commit.fail(Refused(_CANCELLED, passing=True))
@@ -123,8 +124,9 @@ class _Queues:
     async def _carry(self, key: str, batch: list[_Commit], send: Send) -> None:
         replies: list[Any] | None = None
         fault: Exception = Lost(_CANCELLED)
+        batch[:] = [commit for commit in batch if not commit.reply.done()]  # some gave up since
         try:
-            replies = await self._send(key, batch, send)
+            replies = await self._send(key, batch, send) if batch else []
         except Exception as error:
             fault = error
         finally:
