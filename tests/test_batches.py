@@ -247,6 +247,29 @@ async def test_a_batch_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await asyncio.gather(*tasks) == [b"terms %d" % number for number in range(8)]
 
 
+async def test_commits_of_a_large_session_that_know_different_logs_go_apart() -> None:
+    """The script would have to go through all of it for each, and hold up the server."""
+
+    def based(number: int, length: int, tip: bytes) -> Call:
+        terms = b"%50d" % number + length.to_bytes(4, "big") + tip * 28
+        return Call("commit", ("key",), (terms, b"frame"), 5)
+
+    async def sizes(length: int) -> tuple[list[int], list[int]]:
+        stub = Stub()
+        calls = [based(number, length, tip) for number, tip in enumerate((b"a", *[b"b", b"c"] * 4))]
+        tasks = await begun(Batches(stub), calls)
+        while not all(task.done() for task in tasks):
+            call, answer = stub.calls[-1]
+            answer.set_result(list(call.args[::2]) if len(call.args) > 2 else call.args[0])
+            await turns()
+        assert [task.result() for task in tasks] == [call.args[0] for call in calls]
+        sent: list[Any] = [terms for call, _ in stub.calls for terms in call.args[::2]]
+        return stub.sizes(), [int(terms[:50]) for terms in sent]
+
+    assert await sizes(1_000_000) == ([1, 4, 4], [0, 1, 3, 5, 7, 2, 4, 6, 8])
+    assert await sizes(1000) == ([1, 8], list(range(9)))
+
+
 @pytest.mark.parametrize("other", [
     Call("commit", ("key",), (b"terms", b"frame", b"snapshot"), 5),
     Call("commit", ("key", "new"), (b"terms", b"frame", b"", b"handle"), 5),

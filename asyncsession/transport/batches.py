@@ -28,6 +28,9 @@ _CANCELLED = "the task that carries commits of several others was cancelled"
 _WORDS = 2  # of a commit that neither folds the log nor moves the session
 _MOST = 64  # commits at once, and
 _MOST_BYTES = 2**18  # of their words: what comes behind them waits no longer than that takes
+_BASE = slice(50, 82)  # of the terms: what the commit knows of the log, which begins with
+_LENGTH = slice(50, 54)  # how long that is
+_LARGE = 2**16  # bytes of log from which on the script takes long for commits of different bases
 
 
 Send = Callable[[Call], Awaitable[Any]]
@@ -107,8 +110,7 @@ class _Queues:
         """Send what has come together, now that nothing is on its way to that session."""
         waiting = [commit for commit in self._waiting.pop(key) if not commit.reply.done()]
         if waiting and not self._loop.is_closed():
-            most = _fitting(waiting)
-            batch, self._waiting[key] = waiting[:most], waiting[most:]
+            batch, self._waiting[key] = _divided(waiting)
             task = self._loop.create_task(self._carry(key, batch, send))
             self._tasks.add(task)
             task.add_done_callback(partial(self._ended, key, batch, send))
@@ -159,14 +161,34 @@ class _Queues:
         return reply
 
 
-def _fitting(waiting: list[_Commit]) -> int:
-    """Return how many commits fit into a batch, at least one."""
-    size = 0
-    for number, commit in enumerate(waiting[:_MOST]):
-        size += sum(map(len, commit.call.args))  # type: ignore[arg-type]  # none is a number
-        if size > _MOST_BYTES and number:
-            return number
-    return _MOST
+def _divided(waiting: list[_Commit]) -> tuple[list[_Commit], list[_Commit]]:
+    """Return the commits of the next batch, at least one, and those that go on waiting.
+
+    Those of a large session in a batch have the same base: else the script would have to go through
+    all of it for each, and the server could do nothing else meanwhile.
+    """
+    batch: list[_Commit] = []
+    others: list[_Commit] = []
+    size, first = 0, waiting[0].call
+    for commit in waiting:
+        is_apart = _base(commit.call) != _base(first) and _is_large(first, commit.call)
+        if not is_apart:
+            size += sum(map(len, commit.call.args))  # type: ignore[arg-type]  # none is a number
+        if batch and (is_apart or len(batch) == _MOST or size > _MOST_BYTES):
+            others.append(commit)
+        else:
+            batch.append(commit)
+    return batch, others
+
+
+def _base(call: Call) -> Any:
+    terms: Any = call.args[0]
+    return terms[_BASE]
+
+
+def _is_large(*calls: Call) -> bool:
+    lengths: list[Any] = [call.args[0] for call in calls]
+    return any(int.from_bytes(terms[_LENGTH], "big") >= _LARGE for terms in lengths)
 
 
 def _again(fault: Exception) -> Exception:
