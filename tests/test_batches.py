@@ -257,7 +257,7 @@ async def test_commits_of_a_large_session_that_know_different_logs_go_apart() ->
     async def sizes(length: int) -> tuple[list[int], list[int]]:
         stub = Stub()
         calls = [based(number, length, tip) for number, tip in enumerate((b"a", *[b"b", b"c"] * 4))]
-        tasks = await begun(Batches(stub), calls)
+        tasks = await begun(Batches(), stub, calls)
         while not all(task.done() for task in tasks):
             call, answer = stub.calls[-1]
             answer.set_result(list(call.args[::2]) if len(call.args) > 2 else call.args[0])
@@ -303,9 +303,9 @@ async def test_whoever_is_out_of_time_before_it_was_sent_was_not_done() -> None:
 async def test_whoever_is_out_of_time_just_before_it_is_sent_was_not_done(others: int) -> None:
     """The reply that it waited for and its own alarm come in the same turn of the loop."""
     stub, timeout = Stub(), 0.02
-    work = Batches(stub)
+    work = Batches()
     late = [plain(number, timeout=timeout) for number in (1, 2)]
-    tasks = await begun(work, [plain(0), *late, *map(plain, range(3, 3 + others))])
+    tasks = await begun(work, stub, [plain(0), *late, *map(plain, range(3, 3 + others))])
     loop = asyncio.get_running_loop()
     ends = loop.time() + 2 * timeout
     while loop.time() < ends:  # a busy loop
