@@ -11,7 +11,7 @@ import pytest
 from support.chaos.plan import DEFAULT, Plan
 from support.chaos.runner import Result, run
 from support.history import LOSSES
-from support.mutants import MUTANTS
+from support.mutants import MUTANTS, marks
 from support.servers import available
 
 COMMITS = 20_000
@@ -64,7 +64,10 @@ SLOWEST = "tombstones are no obstacle"
 
 @pytest.mark.parametrize(
     "mutant",
-    [pytest.param(name, marks=pytest.mark.soak if name == SLOWEST else ()) for name in MUTANTS],
+    [
+        pytest.param(name, marks=[pytest.mark.soak] if name == SLOWEST else marks(name))
+        for name in MUTANTS
+    ],
 )
 def test_mutant_is_caught(mutant: str) -> None:
     """By the clients and the checker that find nothing in the library as it is, see above.

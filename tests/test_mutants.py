@@ -91,7 +91,9 @@ async def test_the_protocol_itself_passes(valkey: Backend, scenario: Scenario) -
     await scenario(valkey)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=mutants.marks(name)) for name in MUTANTS]
+)
 async def test_mutant_is_caught(
     valkey: Backend, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,16 +7,10 @@ import pytest
 from asyncsession import log
 from asyncsession.log import Log
 
-__all__ = ["copy_of", "is_compiled", "only_interpreted"]
-
-
-def is_compiled() -> bool:
-    """Tell whether the core is."""
-    return not str(log.__file__).endswith(".py")
-
+__all__ = ["copy_of", "only_interpreted"]
 
 only_interpreted = pytest.mark.skipif(
-    is_compiled(),
+    not str(log.__file__).endswith(".py"),
     reason="replaces a part of the core, which is compiled here",
 )
 

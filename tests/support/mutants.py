@@ -10,9 +10,9 @@ import pytest
 
 from asyncsession.draft import Draft
 from asyncsession.scripts import SCRIPTS, Script
-from support.compiled import is_compiled
+from support.compiled import only_interpreted
 
-__all__ = ["MUTANTS", "ScriptMutant", "apply", "rewrite"]
+__all__ = ["MUTANTS", "ScriptMutant", "apply", "marks", "rewrite"]
 
 
 class ScriptMutant(NamedTuple):
@@ -25,8 +25,6 @@ class ScriptMutant(NamedTuple):
 
 def _counts(patch: pytest.MonkeyPatch) -> None:
     """Make commit ids of version numbers."""
-    if is_compiled():
-        pytest.skip("replaces a method of the core, which is compiled here")
     stamp = Draft.stamp
 
     def count(self: Draft) -> None:
@@ -85,6 +83,11 @@ MUTANTS: dict[str, ScriptMutant | Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "a counter for a commit id": _counts,
 }
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a test with this mutant."""
+    return [] if isinstance(MUTANTS[name], ScriptMutant) else [only_interpreted]
 
 
 def apply(name: str, patch: pytest.MonkeyPatch) -> None:
