@@ -58,9 +58,8 @@ TRAILER_BYTES: Final = 6 + ID_BYTES
 _TAG: Final = 8
 MAX_KEYS: Final = 2**16 - 1
 """How many keys one commit can change: a frame counts them in two bytes."""
-_LATEST: Final = (
-    253_402_300_799_999  # ms; the end of the year 9999, which is the last that Python knows
-)
+_LATEST: Final = 253_402_300_799_999
+"""ms; the end of the year 9999, which is the last that Python knows."""
 
 
 class Header(NamedTuple):

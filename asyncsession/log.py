@@ -32,10 +32,9 @@ _MIN_TAIL: Final = 256  # bytes of log beyond the snapshot that are not worth a 
 _SET: Final = int(Op.SET)
 _DELETE: Final = int(Op.DELETE)
 _DISCARD: Final = int(Op.DISCARD)
-_WHOLE: Final = frozenset(map(int, (Op.SET, Op.CREATE)))  # alone, their operand is the value
-_CERTAIN: Final = _WHOLE | frozenset(
-    map(int, (Op.ADD, Op.MAXIMUM, Op.MINIMUM))
-)  # there is a value after
+# Alone, the operand of these is the value; after the others, too, there is one.
+_WHOLE: Final = frozenset(map(int, (Op.SET, Op.CREATE)))
+_CERTAIN: Final = _WHOLE | frozenset(map(int, (Op.ADD, Op.MAXIMUM, Op.MINIMUM)))
 _MAX_OP: Final = int(max(Op))
 
 _AT_BASE: Final = b"+"
@@ -43,13 +42,11 @@ _MOVED_BASE: Final = b"-"
 """What a load's answer begins with where its base was found, and where it was found elsewhere."""
 
 _FETCHED: Final = 7
-_BASE: Final = struct.Struct(
-    ">IHI16sHI"
-)  # its length, stamp, tip, version; the scripts say what for
+_BASE: Final = struct.Struct(">IHI16sHI")
+"""A log's length, stamp, tip and version, by which the scripts find it."""
 _LOW: Final = 0xFFFFFFFF  # a number of 6 bytes is packed as two
-_PLACE: Final = struct.Struct(
-    ">IIHI"
-)  # of a base in a compacted log: its end, the snapshot's, `folded`
+_PLACE: Final = struct.Struct(">IIHI")
+"""Of a base in a compacted log: its end, the snapshot's, `folded`."""
 _LOG_MEMORY: Final = 800
 _KEY_MEMORY: Final = 180  # bytes, of a log and of each key beside what is stored of it
 
